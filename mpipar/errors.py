@@ -1,0 +1,83 @@
+"""The errors that mpipar raises on purpose.
+
+    MpiparError                 carries what is known of where it happened: rank, axis, step
+     ├── ConfigError            a setting that cannot be; also a ValueError
+     ├── DataError              shards that are missing, truncated, damaged or of another tokenizer
+     ├── CheckpointError        a checkpoint that is missing, damaged or of another model
+     ├── LaunchError            the job was started in a way in which it cannot run
+     ├── MessageError           an array that cannot be a message; also a ValueError
+     ├── StallError             a peer did not answer in time; also a TimeoutError
+     ├── DivergedError          the loss stopped being a number
+     └── PeerError              another rank failed and has said why
+
+A message says what was given, what was expected and what to do. Commands print it without a traceback: these are
+errors of the input or of the machine, never of the program, for which `assert` and Python's own exceptions are there.
+"""
+
+from __future__ import annotations
+
+
+class MpiparError(Exception):
+    """The base of all errors of mpipar.
+
+    Args:
+        message: What was given, what was expected, what to do.
+        rank: The global rank on which it happened, if it happened on one.
+        axis: The mesh axis of the communication in which it happened.
+        step: The training step in which it happened.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, axis: str | None = None, step: int | None = None):
+        super().__init__(message)
+        self.message = message
+        self.rank = rank
+        self.axis = axis
+        self.step = step
+
+    def __str__(self) -> str:
+        where = {"rank": self.rank, "axis": self.axis, "step": self.step}
+        known = ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+        return f"{self.message} ({known})" if known else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by calling the class with `args`, which would lose the keyword-only fields on the way
+        # from one rank to another.
+        return _rebuild, (type(self), self.message, self.rank, self.axis, self.step)
+
+
+def _rebuild(
+    kind: type[MpiparError], message: str, rank: int | None, axis: str | None, step: int | None
+) -> MpiparError:
+    return kind(message, rank=rank, axis=axis, step=step)
+
+
+class ConfigError(MpiparError, ValueError):
+    """A setting, or a combination of settings, that cannot be."""
+
+
+class DataError(MpiparError):
+    """Shards that are missing, truncated, damaged, or that belong to another tokenizer."""
+
+
+class CheckpointError(MpiparError):
+    """A checkpoint that is missing, damaged, or that belongs to another model."""
+
+
+class LaunchError(MpiparError):
+    """A job that was started in a way in which it cannot run, such as n copies of rank 0 of 1."""
+
+
+class MessageError(MpiparError, ValueError):
+    """An array whose dtype, layout or size cannot be sent as asked."""
+
+
+class StallError(MpiparError, TimeoutError):
+    """A peer that did not answer before the deadline."""
+
+
+class DivergedError(MpiparError):
+    """A loss or gradient that was not finite in too many steps in a row."""
+
+
+class PeerError(MpiparError):
+    """Another rank failed. That rank reports the reason; nobody prints this one."""
