@@ -1,0 +1,170 @@
+"""From an array to messages: dtype, layout, device.
+
+MPI sees bytes and nothing else: it has no portable bfloat16 or float16, its 32-bit counts end at 2 GiB, and all
+arithmetic is ours. A `Buffer` is a flat view of an array from which both sides are cut by element: `message` for MPI,
+`values` for arithmetic.
+
+    array                     values                bytes
+    numpy                     numpy                 numpy, uint8
+    torch on the CPU          numpy                 numpy, uint8
+      float16, bfloat16       torch (numpy has no bfloat16 and adds float16 one by one)
+    CuPy, torch on a GPU      a copy in the host's memory, written back when the operation ends;
+                              with MPIPAR_CUDA_AWARE_MPI=1 CuPy views of the device's memory
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mpipar.comm.mpi import MPI
+from mpipar.errors import MessageError
+
+Op = Literal["sum", "mean", "max"]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_MOVABLE = (*_FLOATS, *_INTEGERS, "bool")
+
+
+class Buffer:
+    """A flat, contiguous, typed view of one array.
+
+    Args:
+        array: A torch tensor, numpy array or CuPy array of any shape. One that is not contiguous is copied here and
+            copied back by `commit`.
+        writable: Whether the operation writes into the array.
+
+    Raises:
+        MessageError: The dtype, layout or kind of array cannot be sent.
+    """
+
+    __slots__ = ("_bytes", "_origin", "_staged", "dtype", "itemsize", "lib", "size", "values")
+
+    lib: ModuleType  # numpy, torch or cupy: whichever adds these values
+    values: Any  # [size], of that library
+
+    def __init__(self, array: Any, *, writable: bool = True):
+        kind = type(array).__module__.partition(".")[0]
+        if kind not in ("numpy", "torch", "cupy") or not hasattr(array, "dtype"):
+            what = type(array).__name__
+            raise MessageError(f"{what} is not an array that can be sent: give a torch tensor, a numpy or CuPy array")
+        self.dtype = str(array.dtype).removeprefix("torch.")
+        if self.dtype not in _MOVABLE:
+            raise MessageError(f"dtype {self.dtype} cannot be sent: use one of {', '.join(_MOVABLE)}")
+        self._origin = array.detach() if kind == "torch" else array
+        if kind == "torch" and self._origin.layout != torch.strided:
+            raise MessageError(f"a tensor of layout {array.layout} cannot be sent: call to_dense() first")
+        if kind == "numpy" and writable and not array.flags.writeable:
+            raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
+        if kind == "torch" and self._origin.device.type not in ("cpu", "cuda"):
+            raise MessageError(f"a tensor on device {array.device} cannot be sent: move it to the CPU or a CUDA device")
+
+        on_device = kind == "cupy" or (kind == "torch" and self._origin.device.type == "cuda")
+        if on_device:
+            flat = _device_view(self._origin) if _mpi_takes_device_pointers() else _host_copy(self._origin)
+        else:
+            flat = _contiguous(self._origin, kind)
+        self._staged = writable and not _shares_memory(flat, self._origin)
+        self.lib, self.values, self._bytes = _two_views(flat, self.dtype)
+        self.size: int = int(np.prod(array.shape, dtype=np.int64))
+        self.itemsize: int = len(self._bytes) // self.size if self.size else 1
+
+    @classmethod
+    def scratch(cls, like: Buffer, size: int) -> Buffer:
+        """A new buffer of `size` elements, of the dtype and on the device of `like`."""
+        if like.lib is torch:
+            return cls(torch.empty(size, dtype=like.values.dtype, device=like.values.device))
+        return cls(like.lib.empty(size, like.values.dtype))
+
+    def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
+        """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
+        return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
+
+    def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
+        """Elements [start, stop) become their sum (or maximum) with the first stop - start elements of `other`."""
+        mine = self.values[start:stop]
+        (self.lib.maximum if op == "max" else self.lib.add)(mine, other.values[: stop - start], out=mine)
+
+    def scale(self, start: int, stop: int, factor: float) -> None:
+        """Multiplies elements [start, stop)."""
+        self.values[start:stop] *= factor
+
+    def commit(self) -> None:
+        """Writes the result back where the array could not be viewed in place."""
+        if not self._staged:
+            return
+        if isinstance(self._origin, torch.Tensor):
+            values = self.values if isinstance(self.values, torch.Tensor) else torch.from_numpy(self.values)
+            self._origin.copy_(values.view(self._origin.shape))
+        elif isinstance(self._origin, np.ndarray):
+            self._origin[...] = self.values.reshape(self._origin.shape)
+        else:
+            self._origin.set(self.values.reshape(self._origin.shape))
+
+    def require(self, op: Op) -> None:
+        """Refuses an operation that would be silently wrong for this dtype."""
+        if op not in ("sum", "mean", "max"):
+            raise MessageError(f"operation {op!r} is unknown: use 'sum', 'mean' or 'max'")
+        if self.dtype == "bool":
+            raise MessageError(f"{op} of booleans is not defined: convert them to integers first")
+        if op == "mean" and self.dtype in _INTEGERS:
+            raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
+
+
+def _contiguous(array: Any, kind: str) -> Any:
+    """The array itself, flat, or a flat copy of it."""
+    if kind == "torch":  # an empty tensor may have stride 0, which cannot be viewed as bytes
+        return array.contiguous().view(-1) if array.numel() else array.new_empty(0)
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def _two_views(flat: Any, dtype: str) -> tuple[ModuleType, Any, Any]:
+    """(library, values, bytes) over the memory of `flat`."""
+    if isinstance(flat, torch.Tensor) and flat.device.type == "cpu":
+        raw = flat.view(torch.uint8).numpy()
+        return (torch, flat, raw) if dtype in ("float16", "bfloat16") else (np, raw.view(dtype), raw)
+    if isinstance(flat, np.ndarray):
+        raw = flat.view(np.uint8)
+        if dtype == "float16":
+            return torch, torch.from_numpy(flat), raw
+        return np, flat, raw
+    import cupy
+
+    if isinstance(flat, torch.Tensor):
+        return torch, flat, cupy.from_dlpack(flat.view(torch.uint8))
+    return cupy, flat, flat.view(cupy.uint8)
+
+
+def _mpi_takes_device_pointers() -> bool:
+    return os.environ.get("MPIPAR_CUDA_AWARE_MPI", "0") == "1"
+
+
+def _device_view(array: Any) -> Any:
+    """A flat device array whose values are ready: MPI knows nothing of the stream that is still producing them."""
+    if isinstance(array, torch.Tensor):
+        torch.cuda.current_stream(array.device).synchronize()
+        return array.contiguous().view(-1)
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+    return cupy.ascontiguousarray(array).reshape(-1)
+
+
+def _host_copy(array: Any) -> Any:
+    """A flat copy in the host's memory; the copy waits for the producing stream."""
+    if isinstance(array, torch.Tensor):
+        return array.cpu().contiguous().view(-1)
+    return array.get().reshape(-1)
+
+
+def _shares_memory(flat: Any, origin: Any) -> bool:
+    if isinstance(origin, torch.Tensor):
+        return isinstance(flat, torch.Tensor) and flat.data_ptr() == origin.data_ptr()
+    if isinstance(origin, np.ndarray):
+        return np.shares_memory(flat, origin)
+    return not isinstance(flat, np.ndarray) and flat.data.ptr == origin.data.ptr

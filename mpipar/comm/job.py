@@ -1,0 +1,123 @@
+"""How a command runs as a job: it starts, its ranks agree when they cannot go on, it ends.
+
+A failing rank ends the job; it never leaves the others waiting. There are two ways:
+
+- Together. Inside `with agreement(world):` ranks do what may fail on some of them (open files, read a checkpoint).
+  Where the block ends they exchange verdicts, and if one failed, all leave; the lowest failing rank says why.
+- Alone. Any other error ends all ranks at once, from the rank on which it happened.
+
+Either way one message is printed, without a traceback for an error of the input, and the exit code is not zero.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+from mpipar.comm.communicator import Communicator
+from mpipar.errors import MpiparError, PeerError
+
+Result = TypeVar("Result")
+
+EXIT_ERROR = 1
+
+
+def run_job(main: Callable[[Communicator], int | None]) -> NoReturn:
+    """Runs `main(world)` as this process's whole life, and exits with what it returns (None is 0).
+
+    Works under mpirun, and without it as a job of one rank.
+    """
+    world = Communicator.world()
+    if terminal_device() is None:
+        os.environ["TERM"] = "dumb"  # the libraries that print for us then leave out colours
+    try:
+        code = main(world) or 0
+    except PeerError:
+        code = EXIT_ERROR
+    except KeyboardInterrupt:
+        _leave(world, "interrupted", code=130)
+    except MpiparError as error:
+        if not getattr(error, "agreed", False):
+            _leave(world, f"error: {error}", code=EXIT_ERROR)
+        _say(world, f"error: {error}")
+        code = EXIT_ERROR
+    except Exception:
+        _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+@contextmanager
+def agreement(world: Communicator) -> Iterator[None]:
+    """Collective: if the block raises a MpiparError on some ranks, it raises on all of them.
+
+    The lowest of the failing ranks keeps its error, the others get a PeerError, which nobody prints.
+    """
+    mine: MpiparError | None = None
+    try:
+        yield
+    except MpiparError as error:
+        mine = error
+    failed = [rank for rank, error in enumerate(world.all_gather_object(mine is not None)) if error]
+    if not failed:
+        return
+    if mine is None or world.rank != failed[0]:
+        raise PeerError(f"rank {failed[0]} failed", rank=failed[0]) from mine
+    mine.agreed = True  # type: ignore[attr-defined]
+    raise mine
+
+
+def decide_on_root(world: Communicator, decide: Callable[[], Result]) -> Result:
+    """What `decide()` returns on rank 0, on all ranks. An error there, or the exit of --help, is everybody's.
+
+    For what reads the outside world (the command line, a folder), so that ranks cannot differ in what they saw.
+    """
+    result: Result | None = None
+    exit_code: int | str | None = None
+    exits = False
+    with agreement(world):
+        if world.rank == 0:
+            try:
+                result = decide()
+            except SystemExit as error:
+                exits, exit_code = True, error.code
+    result, exits, exit_code = world.broadcast_object((result, exits, exit_code))
+    if exits:
+        raise SystemExit(exit_code)
+    return result
+
+
+def terminal_device() -> str | None:
+    """The terminal on which this process's output appears, where somebody may be looking; None if it goes to a log.
+
+    An MPI launcher gives its ranks a pseudo-terminal even if its own output goes to a file, and passes on whole lines
+    only. So it is the launcher's output that counts, the parent's on the host where both are, and a progress line has
+    to be written to that device itself.
+    """
+    if not sys.stdout.isatty():
+        return None
+    if "PMIX_RANK" not in os.environ and "PMI_RANK" not in os.environ:
+        return os.ttyname(sys.stdout.fileno())
+    try:
+        device = os.readlink(f"/proc/{os.getppid()}/fd/1")
+    except OSError:
+        return None
+    return device if device.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+def _say(world: Communicator, text: str) -> None:
+    where = f" rank {world.rank}:" if world.size > 1 and world.rank > 0 else ""
+    sys.stdout.flush()
+    print(f"mpipar:{where} {text}", file=sys.stderr, flush=True)
+
+
+def _leave(world: Communicator, text: str, code: int) -> NoReturn:
+    """Ends the job from here: the others may be waiting for a message that will never be sent."""
+    _say(world, text)
+    if world.size > 1:
+        world.abort(code)
+    os._exit(code)

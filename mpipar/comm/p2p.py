@@ -1,0 +1,113 @@
+"""Messages between two ranks: posting them, their tags, their size.
+
+A `Wire` posts the messages of one operation. Everything else in this package that sends does it through a wire, so
+this file is where tags are made, where large arrays are cut, and where bytes are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpipar.comm.buffers import Buffer
+from mpipar.comm.mpi import MPI
+from mpipar.comm.progress import Algorithm, Pending
+from mpipar.errors import MessageError
+
+# Tags. MPI promises 32,767; the smallest seen in use is 2^23 - 1. Messages of a user have the lower half. Collectives
+# take one tag each from the upper half, in turn, so that ranks that disagree on the sequence stall, and are named,
+# rather than add up bytes of different arrays.
+USER_TAGS = 16_384
+_COLLECTIVE_TAGS = 16_384
+
+# MPI counts bytes in 32 bits, and a message this large has long reached the wire's full speed.
+LARGEST_MESSAGE_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a rank has sent on one communicator."""
+
+    bytes_sent: int = 0
+
+
+class Wire:
+    """Posts the messages of one operation on one communicator."""
+
+    __slots__ = ("_comm", "_tag", "_traffic", "rank", "size")
+
+    def __init__(self, comm: MPI.Comm, tag: int, traffic: Traffic):
+        self._comm = comm
+        self._tag = tag
+        self._traffic = traffic
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+
+    @classmethod
+    def for_collective(cls, comm: MPI.Comm, sequence: int, traffic: Traffic) -> Wire:
+        """The wire of the communicator's `sequence`-th collective."""
+        return cls(comm, USER_TAGS + sequence % _COLLECTIVE_TAGS, traffic)
+
+    def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
+        """Posts the sending of elements [start, stop)."""
+        self._traffic.bytes_sent += (stop - start) * buffer.itemsize
+        return Pending(self._comm.Isend(buffer.message(start, stop), to, self._tag), to, receiving=False)
+
+    def receive(self, buffer: Buffer, start: int, stop: int, source: int) -> Pending:
+        """Posts the receiving of elements [start, stop)."""
+        return Pending(self._comm.Irecv(buffer.message(start, stop), source, self._tag), source, receiving=True)
+
+
+def segments(start: int, stop: int, elements: int) -> Iterator[tuple[int, int]]:
+    """Cuts [start, stop) into runs of at most `elements`; an empty range has none."""
+    for left in range(start, stop, elements):
+        yield left, min(left + elements, stop)
+
+
+def send(wire: Wire, x: Buffer, to: int) -> Algorithm:
+    """Sends the whole of x to one rank."""
+    yield from [wire.send(x, a, b, to) for a, b in _pieces(x)]
+
+
+def receive(wire: Wire, x: Buffer, source: int) -> Algorithm:
+    """Receives the whole of x, sent by one rank with the same size and dtype."""
+    yield from [wire.receive(x, a, b, source) for a, b in _pieces(x)]
+    x.commit()
+
+
+def barrier(wire: Wire) -> Algorithm:
+    """Nobody leaves before all have entered: ceil(log2 n) rounds of empty messages.
+
+    Dissemination barrier: Hensgen, Finkel & Manber, "Two algorithms for barrier synchronization", 1988.
+    """
+    nothing = Buffer(np.empty(0, np.uint8))
+    distance = 1
+    while distance < wire.size:
+        incoming = wire.receive(nothing, 0, 0, (wire.rank - distance) % wire.size)
+        outgoing = wire.send(nothing, 0, 0, (wire.rank + distance) % wire.size)
+        yield incoming
+        yield outgoing
+        distance *= 2
+
+
+def check_tag(tag: int) -> int:
+    """The tag, if a user may have it."""
+    if not 0 <= tag < USER_TAGS:
+        raise MessageError(f"tag {tag} is outside [0, {USER_TAGS})")
+    return tag
+
+
+def check_peer(peer: int, size: int) -> int:
+    """The rank, if the communicator has it."""
+    if not 0 <= peer < size:
+        raise MessageError(f"rank {peer} is not in this communicator: its ranks are 0 to {size - 1}")
+    return peer
+
+
+def _pieces(x: Buffer) -> Iterator[tuple[int, int]]:
+    """The messages of a whole array. An empty array is one empty message, so that a receiver has one to wait for."""
+    if x.size == 0:
+        yield 0, 0
+    yield from segments(0, x.size, LARGEST_MESSAGE_BYTES // x.itemsize)

@@ -1,0 +1,151 @@
+"""The ring, segmented and written out by hand: all-reduce, reduce-scatter, all-gather, broadcast.
+
+The array is cut into n chunks, one a rank, and chunks travel round the ring, each rank sending to its right neighbour
+only. What arrives is added to (or replaces) what is here, and is passed on. After n - 1 rounds of adding, rank r holds
+the sum of chunk r; after n - 1 more rounds of replacing, every rank holds every sum:
+
+    n = 4, chunk numbers as rank 0 sees them           rank 0 sends    receives
+    round 0   adding                                        3              2
+    round 1                                                 2              1
+    round 2                                                 1              0   <- complete: this rank's own
+    round 3   replacing                                     0              3
+    round 4                                                 3              2
+    round 5                                                 2              1
+
+In every round a rank sends what it received in the round before, so all four collectives are one loop,
+`_circulate`, over different lists of rounds. Chunks travel in segments: while one is added, the next is on the wire,
+and the one before is already on its way to the next rank. Each rank sends 2(n-1)/n of the array in an all-reduce, which
+is the least possible.
+
+    n ranks    r this rank    a, b first and last element of a segment
+
+Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mpipar.comm.buffers import Buffer, Op
+from mpipar.comm.p2p import Wire, segments
+from mpipar.comm.progress import Algorithm, Pending, completed
+
+SEGMENT_BYTES = 1 << 20
+_RECEIVES_AHEAD = 4
+
+
+class Arrival(NamedTuple):
+    """A segment that is to arrive from the left, and what becomes of it."""
+
+    a: int
+    b: int
+    adds: bool  # to what is here; else it replaces it
+    passed_on: bool
+    completes: bool  # the sum of this segment
+
+
+def chunk_bounds(size: int, n: int) -> list[int]:
+    """Where the n chunks of an array of `size` elements begin and end, [n + 1]; their sizes differ by one at most."""
+    return [size * i // n for i in range(n + 1)]
+
+
+def all_reduce(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
+    """Every rank's x becomes the sum (mean, maximum) over all ranks. Bytes sent by a rank: 2(n-1)/n of x."""
+    n, r = wire.size, wire.rank
+    chunk = _Chunks(x, n, segment_bytes)
+    arrivals = [
+        Arrival(a, b, adds=t < n - 1, passed_on=t < 2 * n - 3, completes=t == n - 2)
+        for t in range(2 * n - 2)
+        for a, b in chunk[r - 2 - t]
+    ]
+    return _circulate(wire, x, op, chunk[r - 1], arrivals)
+
+
+def reduce_scatter(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
+    """Chunk r of x becomes its sum over all ranks, the rest of x is garbage. Bytes sent by a rank: (n-1)/n of x."""
+    n, r = wire.size, wire.rank
+    chunk = _Chunks(x, n, segment_bytes)
+    arrivals = [
+        Arrival(a, b, adds=True, passed_on=t < n - 2, completes=t == n - 2)
+        for t in range(n - 1)
+        for a, b in chunk[r - 2 - t]
+    ]
+    return _circulate(wire, x, op, chunk[r - 1], arrivals)
+
+
+def all_gather(wire: Wire, x: Buffer, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
+    """Every rank gives its chunk r of x and receives the others. Bytes sent by a rank: (n-1)/n of x."""
+    n, r = wire.size, wire.rank
+    chunk = _Chunks(x, n, segment_bytes)
+    arrivals = [
+        Arrival(a, b, adds=False, passed_on=t < n - 2, completes=False)
+        for t in range(n - 1)
+        for a, b in chunk[r - 1 - t]
+    ]
+    return _circulate(wire, x, "sum", chunk[r], arrivals)
+
+
+def broadcast(wire: Wire, x: Buffer, root: int, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
+    """Every rank's x becomes that of `root`: a chain of segments. Bytes sent by a rank: x, by the last rank none."""
+    n, r = wire.size, wire.rank
+    whole = _Chunks(x, 1, segment_bytes)[0]
+    if r == root:
+        return _circulate(wire, x, "sum", whole, ())
+    last = (r + 1) % n == root
+    arrivals = [Arrival(a, b, adds=False, passed_on=not last, completes=False) for a, b in whole]
+    return _circulate(wire, x, "sum", (), arrivals)
+
+
+class _Chunks:
+    """chunk[i]: the segments of chunk i modulo n."""
+
+    def __init__(self, x: Buffer, n: int, segment_bytes: int):
+        self.bounds = chunk_bounds(x.size, n)
+        self.elements = max(1, segment_bytes // x.itemsize)
+
+    def __getitem__(self, i: int) -> list[tuple[int, int]]:
+        i %= len(self.bounds) - 1
+        return list(segments(self.bounds[i], self.bounds[i + 1], self.elements))
+
+
+def _circulate(
+    wire: Wire, x: Buffer, op: Op, first: Sequence[tuple[int, int]], arrivals: Sequence[Arrival]
+) -> Algorithm:
+    """Sends the segments `first`, then takes each arrival, in order, adds or stores it, and passes it on."""
+    left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
+    sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
+    posted: list[Pending] = []
+    largest = max((s.b - s.a for s in arrivals if s.adds), default=0)
+    scratch = [Buffer.scratch(x, largest) for _ in range(_RECEIVES_AHEAD if largest else 0)]
+
+    def post(index: int) -> None:
+        a, b, adds, *_ = arrivals[index]
+        if adds:
+            posted.append(wire.receive(scratch[index % _RECEIVES_AHEAD], 0, b - a, left))
+        else:
+            posted.append(wire.receive(x, a, b, left))
+
+    for i, (a, b, adds, passed_on, completes) in enumerate(arrivals):
+        horizon = min(i + _RECEIVES_AHEAD, len(arrivals))
+        while len(posted) < horizon and _lands_in_free_memory(arrivals[len(posted)], sent):
+            post(len(posted))
+        if len(posted) == i:
+            # This cannot deadlock: of all ranks, the one furthest behind always finds its message taken already,
+            # because the rank that takes it is further.
+            yield sent.pop(a)
+            post(i)
+        yield posted[i]
+        if adds:
+            x.combine(a, b, op, scratch[i % _RECEIVES_AHEAD])
+        if completes and op == "mean":
+            x.scale(a, b, 1 / wire.size)
+        if passed_on:
+            sent[a] = wire.send(x, a, b, right)
+    yield from sent.values()
+    x.commit()
+
+
+def _lands_in_free_memory(arrival: Arrival, sent: dict[int, Pending]) -> bool:
+    """Whether no earlier value of the segment is still being sent from where this one is to be received."""
+    return arrival.adds or arrival.a not in sent or completed(sent[arrival.a])
