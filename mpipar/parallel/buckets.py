@@ -1,0 +1,98 @@
+"""Gradients in flat memory: they are accumulated where they are reduced.
+
+Parameters are laid out one after the other in a few large buckets, in the order in which backward is expected to
+finish with them: the reverse of their order in the model. While a bucket is reduced, backward works on the next.
+
+`parameter.grad` is a view into its bucket. Autograd adds to a gradient that is there in place, and where there is none
+(`zero_grad(set_to_none=True)`) it brings a tensor of its own, which `adopt` copies in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpipar.errors import MessageError
+
+Allocate = Callable[[int, torch.dtype, torch.device], Tensor]
+"""(elements, dtype, device) -> the flat memory of a bucket. A shared-memory arena is another one of these."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """The place of one parameter's gradient."""
+
+    name: str
+    parameter: nn.Parameter
+    view: Tensor  # of the parameter's shape, into the bucket
+
+    def adopt(self) -> None:
+        """Moves a gradient that autograd has made into the bucket."""
+        gradient = self.parameter.grad
+        if gradient is None or gradient is self.view:
+            return
+        if gradient.layout != torch.strided:
+            raise MessageError(f"the gradient of {self.name} is {gradient.layout}: sparse gradients cannot be reduced")
+        self.view.copy_(gradient)
+        self.parameter.grad = self.view
+
+    def settle(self, exists: bool) -> None:
+        """After the reduction: the gradient is the bucket's content, or none where no rank had one."""
+        self.parameter.grad = self.view if exists else None
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A run of gradients that is reduced as one array."""
+
+    flat: Tensor  # [elements]
+    slots: list[Slot]
+
+    def clear_unused(self) -> None:
+        """Zeroes what a step before has left in the slots of parameters that got no gradient in this one."""
+        for slot in self.slots:
+            slot.adopt()
+            if slot.parameter.grad is None:
+                slot.view.zero_()
+
+
+def build_buckets(model: nn.Module, bucket_bytes: int, allocate: Allocate) -> list[Bucket]:
+    """Lays out the gradients of all trainable parameters. A tied parameter has one slot, a frozen one none.
+
+    Args:
+        model: Its parameters must have their final dtype and device.
+        bucket_bytes: A bucket is closed when it has reached this size; dtypes and devices never share one.
+        allocate: Gives the flat memory.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[list[tuple[str, nn.Parameter]]] = []
+    open_groups: dict[tuple[torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in reversed(trainable):
+        kind = (parameter.dtype, parameter.device)
+        if kind not in open_groups:
+            open_groups[kind] = []
+            groups.append(open_groups[kind])
+        open_groups[kind].append((name, parameter))
+        if sum(p.numel() * p.element_size() for _, p in open_groups[kind]) >= bucket_bytes:
+            del open_groups[kind]
+    return [_build_bucket(group, allocate) for group in groups]
+
+
+def _build_bucket(members: Sequence[tuple[str, nn.Parameter]], allocate: Allocate) -> Bucket:
+    first = members[0][1]
+    flat = allocate(sum(p.numel() for _, p in members), first.dtype, first.device)
+    slots = []
+    offset = 0
+    for name, parameter in members:
+        view = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        slots.append(Slot(name, parameter, view))
+        offset += parameter.numel()
+    return Bucket(flat, slots)
+
+
+def zeros(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Private memory of this process."""
+    return torch.zeros(elements, dtype=dtype, device=device)

@@ -1,0 +1,161 @@
+"""Data parallelism: every rank has the whole model and computes some of the step's microbatches.
+
+    forward     nothing
+    backward    gradients add up in the rank's buckets; in the last backward of a step each bucket's all-reduce starts
+                when its gradients are there, while backward goes on with the layers below
+    reduce      waits for the buckets, and adds up the step's scalars
+    bytes       2(n-1)/n of the gradients, sent by each of n ranks once a step, however many microbatches
+
+Gradients and scalars are summed, not averaged: the caller divides once, by the step's global token count, so that ranks
+may compute different numbers of microbatches.
+
+Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020, explains buckets,
+hooks and overlap. Here the order of buckets is fixed by the model, so ranks negotiate nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mpipar.comm import Communicator, Work
+from mpipar.parallel.buckets import Allocate, Slot, build_buckets, zeros
+
+Scalars = npt.NDArray[np.float64]
+
+
+class DataParallel:
+    """Keeps the replicas of a model together. Collective to build: the weights become those of rank 0.
+
+        replicas = DataParallel(model, comm=mesh["dp"])
+        for tokens in microbatches[:-1]:
+            model.loss(tokens).backward()
+        with replicas.final_backward():
+            model.loss(microbatches[-1]).backward()
+        totals = replicas.reduce(np.array([loss_sum, num_tokens]))
+        replicas.scale_gradients(1 / totals[1])
+        optimizer.step()
+        optimizer.zero_grad()
+
+    The model is used as it is, under its own names. A parameter that got a gradient on no rank has none after
+    `reduce`, one that got it on some ranks has their sum on all: as if one process had computed every microbatch.
+
+    Args:
+        model: In its final dtype, on its final device, with `requires_grad` as it is to stay.
+        comm: The dp axis.
+        bucket_bytes: Size at which a bucket is closed. Small ones start earlier, large ones are reduced faster.
+        allocate: Gives the memory of the buckets.
+    """
+
+    def __init__(
+        self, model: nn.Module, comm: Communicator, *, bucket_bytes: int = 16 << 20, allocate: Allocate = zeros
+    ):
+        self.model = model
+        self.comm = comm
+        self.buckets = build_buckets(model, bucket_bytes, allocate)
+        self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
+        self._works: list[Work] = []  # of the buckets that are under way, in bucket order
+        self._missing = self._all_missing()
+        self._final = False
+        self._hooks = [
+            slot.parameter.register_post_accumulate_grad_hook(self._hook(index, slot))
+            for index, bucket in enumerate(self.buckets)
+            for slot in bucket.slots
+        ]
+        self._broadcast_state()
+
+    @contextmanager
+    def final_backward(self) -> Iterator[None]:
+        """Around the last backward of a step: a gradient that it brings is final, and its reduction may start."""
+        self._final = True
+        try:
+            yield
+        finally:
+            self._final = False
+
+    def reduce(self, scalars: Scalars) -> Scalars:
+        """Collective: waits until every gradient is the sum over all ranks, and returns the sum of the scalars.
+
+        Args:
+            scalars: [k] float64, this rank's share of what the step adds up: loss, tokens, flags.
+
+        Raises:
+            StallError: A rank did not take part in time.
+        """
+        for bucket in self.buckets[len(self._works) :]:
+            bucket.clear_unused()
+        # Which gradients exist is itself a sum over ranks, and rides with the scalars.
+        exists = np.array([slot.parameter.grad is not None for slot in self._slots], np.float64)
+        self._start(up_to=len(self.buckets))
+        totals = self.comm.all_reduce(np.concatenate([scalars, exists]))
+        for work in self._works:
+            work.wait()
+        for slot, count in zip(self._slots, totals[len(scalars) :], strict=True):
+            slot.settle(exists=count > 0)
+        self._works.clear()
+        self._missing = self._all_missing()
+        return totals[: len(scalars)]
+
+    def gradient_norm(self) -> float:
+        """Collective, after `reduce`: the L2 norm over all gradients, the same bits on every rank.
+
+        Each rank takes the norm of its chunk of every bucket: 1/n of the work, and no rank can come to another
+        result because its processor, or its number of threads, adds in another order.
+        """
+        chunks = [bucket.flat[self.comm.chunk(bucket.flat.numel())] for bucket in self.buckets]
+        squares = [torch.linalg.vector_norm(chunk).item() ** 2 for chunk in chunks]
+        return math.sqrt(self.comm.all_reduce(np.array([math.fsum(squares)]))[0])
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies all gradients, after `reduce`."""
+        for bucket in self.buckets:
+            bucket.flat.mul_(factor)
+
+    def close(self) -> None:
+        """Takes the hooks off the model. Gradients stay views of the buckets."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, index: int, slot: Slot) -> Callable[[Tensor], None]:
+        def on_gradient(_: Tensor) -> None:
+            if index < len(self._works):
+                raise RuntimeError(
+                    f"the gradient of {slot.name} changed while it was being reduced: run one backward inside "
+                    "final_backward(), the last of the step, and call reduce() before the next"
+                )
+            slot.adopt()
+            if not self._final:
+                return
+            self._missing[index].discard(slot.name)
+            self._start_ready()
+
+        return on_gradient
+
+    def _start_ready(self) -> None:
+        """Starts the buckets whose turn has come, and moves those that are under way."""
+        ready = len(self._works)
+        while ready < len(self.buckets) and not self._missing[ready]:
+            ready += 1
+        if ready > len(self._works):
+            self._start(up_to=ready)
+        else:
+            self.comm.progress.poll()
+
+    def _start(self, up_to: int) -> None:
+        for bucket in self.buckets[len(self._works) : up_to]:
+            self._works.append(self.comm.start_all_reduce(bucket.flat))
+
+    def _all_missing(self) -> list[set[str]]:
+        """For each bucket the gradients that are not final yet: at the beginning of a step, all."""
+        return [{slot.name for slot in bucket.slots} for bucket in self.buckets]
+
+    def _broadcast_state(self) -> None:
+        """Parameters and buffers become those of rank 0; frozen ones too."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self.comm.broadcast(tensor.detach())
