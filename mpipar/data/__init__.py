@@ -1,0 +1,25 @@
+"""From text to batches of tokens.
+
+    shards       the data set on disk: HDF5 shards and their tokenizer
+    order        which sample comes when: a permutation that is computed, not stored
+    loader       microbatches, prepared while the last one computes
+    tokenizer    byte-level BPE: trained here, or given
+
+and how `python -m mpipar.data pack` makes a data set:
+
+    recipe       the input files and the settings
+    corpus       files -> pieces -> documents
+    survey       what documents there are; which are for validation
+    dedup        documents that resemble each other
+    plan         which shard is made of what, by whom
+    pack         all of it, by all ranks
+    report       what a data set holds, and whether it is whole
+    progress     how far a long command is
+"""
+
+from mpipar.data.loader import Loader, validation_loader
+from mpipar.data.order import SampleOrder
+from mpipar.data.shards import Shard, ShardSet
+from mpipar.data.tokenizer import Tokenizer
+
+__all__ = ["Loader", "SampleOrder", "Shard", "ShardSet", "Tokenizer", "validation_loader"]

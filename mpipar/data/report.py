@@ -1,0 +1,67 @@
+"""What a data set holds, in a few lines, and whether all of it can be read."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from pathlib import Path
+
+from mpipar.comm import Communicator, decide_on_root
+from mpipar.data.progress import Progress
+from mpipar.data.shards import Shard, ShardSet, shard_paths, splits_in
+from mpipar.errors import DataError
+
+
+def describe(folder: Path) -> str:
+    """The contents of a data set, as lines to print.
+
+    Raises:
+        DataError: There is no data set, or its shards do not belong together.
+    """
+    heads = f"{'shards':>7} {'documents':>11} {'text':>11} {'tokens':>15} {'bytes/token':>12} {'unigram entropy':>34}"
+    lines = [f"data set {folder}", f"  {'split':5} {heads}"]
+    for split in splits_in(folder):
+        with ShardSet.open(folder, split) as shards:
+            bytes_per_token = shards.text_bytes / shards.num_tokens
+            nats = shards.unigram_entropy
+            bits_per_byte = nats / math.log(2) / bytes_per_token
+            entropy = f"{nats:.4f} nats/token, {bits_per_byte:.3f} bits/byte"
+            lines.append(
+                f"  {split:5} {len(shards.shards):7,} {shards.num_documents:11,} {shards.text_bytes / 1e6:8,.1f} MB "
+                f"{shards.num_tokens:15,} {bytes_per_token:12.3f} {entropy:>34}"
+            )
+            identity = f"tokenizer {shards.tokenizer_id[:12]}, vocabulary of {shards.vocab_size:,}"
+            dtype = shards.shards[0].tokens.dtype
+    return "\n".join([*lines, f"  {identity}, tokens stored as {dtype}"])
+
+
+def verify(world: Communicator, folder: Path) -> list[str]:
+    """Collective: reads every block of every shard, each on one rank. Returns all that is wrong, on all ranks.
+
+    Raises:
+        DataError: There is no data set.
+    """
+    paths = decide_on_root(world, lambda: [path for split in splits_in(folder) for path in shard_paths(folder, split)])
+    mine = paths[world.rank :: world.size]
+    problems = []
+    with Progress("verifying", sum(path.stat().st_size for path in mine), shown=world.rank == 0) as progress:
+        for path in mine:
+            try:
+                with Shard(path) as shard:
+                    shard.verify()
+            except DataError as error:
+                problems.append(str(error))
+            progress.advance(path.stat().st_size)
+    found = sorted(chain(*world.all_gather_object(problems)))
+    # Damaged files have been named; whether the whole ones belong together is a question only where all are whole.
+    return found or decide_on_root(world, lambda: _mismatches(folder))
+
+
+def _mismatches(folder: Path) -> list[str]:
+    problems = []
+    for split in splits_in(folder):
+        try:
+            ShardSet.open(folder, split).close()
+        except DataError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,271 @@
+"""The data set on disk: a folder of HDF5 shards beside the tokenizer that made them.
+
+    DIR/tokenizer.json
+    DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
+
+Each shard is a file of `storage.arrays` (contiguous, a CRC-32 a block) that describes itself:
+
+    tokens      uint16 or uint32, whichever holds the vocabulary; an end of text after every document
+    documents   int64 [num_documents + 1], where each document begins, and where the last one ends
+    unigrams    int64 [vocab_size], how often each token occurs
+    attributes  format, version; split, index, num_shards (of the split); tokenizer (identity), vocab_size; text_bytes
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpipar.data import tokenizer
+from mpipar.errors import DataError
+from mpipar.storage import ArrayFile, write_arrays
+
+TOKENIZER_FILE = "tokenizer.json"
+SPLITS = ("train", "val")
+
+_FORMAT = "mpipar-shard"
+_VERSION = 1
+_PACK = "`python -m mpipar.data pack INPUT... --out {folder}` makes one"
+_VERIFY_ELEMENTS = 1 << 22
+
+Tokens = NDArray[Any]  # uint16 or uint32
+
+
+class ShardSet:
+    """All shards of one split of a data set, open for reading. Safe to read from several threads.
+
+    Attributes:
+        folder: Where the data set is.
+        split: "train" or "val".
+        shards: The shards, by index.
+        num_tokens: Tokens in all shards, ends of text included.
+        num_documents: Documents in all shards.
+        text_bytes: The size of the documents as UTF-8.
+        vocab_size: One more than the largest token id.
+        tokenizer_id: The identity of the tokenizer, see `tokenizer`.
+    """
+
+    def __init__(self, folder: Path, split: str, shards: list[Shard]):
+        self.folder = folder
+        self.split = split
+        self.shards = tuple(shards)
+        self.num_tokens = sum(shard.num_tokens for shard in shards)
+        self.num_documents = sum(shard.num_documents for shard in shards)
+        self.text_bytes = sum(shard.text_bytes for shard in shards)
+        self.vocab_size = shards[0].vocab_size
+        self.tokenizer_id = shards[0].tokenizer_id
+
+    @classmethod
+    def open(cls, folder: str | Path, split: str) -> ShardSet:
+        """Opens the shards of a split and checks that they belong together. No token is read yet.
+
+        Raises:
+            DataError: There is no data set, a shard is missing or damaged, or the shards and tokenizer.json differ.
+        """
+        folder = Path(folder)
+        shards: list[Shard] = []
+        try:
+            for path in shard_paths(folder, split):
+                shards.append(Shard(path))
+            _check_together(folder, split, shards)
+        except BaseException:
+            for shard in shards:
+                shard.close()
+            raise
+        return cls(folder, split, shards)
+
+    @property
+    def num_tokens_per_shard(self) -> list[int]:
+        return [shard.num_tokens for shard in self.shards]
+
+    def read(self, shard: int, offset: int, length: int) -> Tokens:
+        """Tokens offset..offset + length of a shard, as stored; raises DataError where the file is damaged."""
+        return self.shards[shard].tokens.read(offset, offset + length)
+
+    def read_tokenizer(self) -> tokenizer.Tokenizer:
+        """The tokenizer of the data set."""
+        return tokenizer.load(self.folder / TOKENIZER_FILE)
+
+    @cached_property
+    def unigram_entropy(self) -> float:
+        """In nats a token: the loss of a model that knows how frequent each token is, and nothing else."""
+        counts = sum(shard.read_unigrams() for shard in self.shards)
+        frequencies = np.asarray(counts, np.float64) / self.num_tokens
+        frequencies = frequencies[frequencies > 0]
+        return float(-(frequencies * np.log(frequencies)).sum())
+
+    def close(self) -> None:
+        for shard in self.shards:
+            shard.close()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Shard:
+    """One shard, open for reading.
+
+    Raises:
+        DataError: The file is missing, truncated, damaged, or no shard of a version that is known here.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = ArrayFile(path)
+        try:
+            self._describe()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _describe(self) -> None:
+        attributes = self._file.attributes
+        if attributes.get("format") != _FORMAT:
+            raise DataError(f"{self.path} is not a shard of a data set (its format is {attributes.get('format')!r})")
+        if attributes.get("version") != _VERSION:
+            raise DataError(
+                f"{self.path} has version {attributes.get('version')} of the shard format, this mpipar reads version "
+                f"{_VERSION}: pack the data set again"
+            )
+        self.split = str(attributes["split"])
+        self.index = int(attributes["index"])
+        self.num_shards = int(attributes["num_shards"])
+        self.vocab_size = int(attributes["vocab_size"])
+        self.tokenizer_id = str(attributes["tokenizer"])
+        self.text_bytes = int(attributes["text_bytes"])
+        self.tokens = self._file["tokens"]
+        self.num_tokens = self.tokens.size
+        self.num_documents = self._file["documents"].size - 1
+
+    def read_documents(self) -> NDArray[np.int64]:
+        """Where each document begins, and where the last one ends."""
+        return self._file["documents"].array()
+
+    def read_unigrams(self) -> NDArray[np.int64]:
+        """How often each token occurs."""
+        return self._file["unigrams"].array()
+
+    def verify(self) -> None:
+        """Reads all of it. Raises DataError that names the file, and the block if one is damaged."""
+        self._file.verify()
+        counts = np.zeros(self.vocab_size, np.int64)
+        for start in range(0, self.num_tokens, _VERIFY_ELEMENTS):
+            tokens = self.tokens.read(start, min(start + _VERIFY_ELEMENTS, self.num_tokens))
+            if tokens.max() >= self.vocab_size:
+                raise DataError(
+                    f"{self.path}: token {tokens.max()} in a vocabulary of {self.vocab_size}: pack it again"
+                )
+            counts += np.bincount(tokens, minlength=self.vocab_size)
+        documents = self.read_documents()
+        if documents[0] != 0 or documents[-1] != self.num_tokens or (np.diff(documents) <= 0).any():
+            raise DataError(f"{self.path}: the table of documents does not fit the tokens: pack it again")
+        if not np.array_equal(counts, self.read_unigrams()):
+            raise DataError(f"{self.path}: the frequencies are not those of the tokens: pack it again")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The splits of a data set, the training split first. Raises DataError where there is no data set."""
+    shard_paths(folder, "train")
+    return [split for split in SPLITS if any(folder.glob(f"{split}-*.h5"))]
+
+
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The files of a split, by index. Raises DataError where there are none."""
+    if not folder.is_dir():
+        raise DataError(f"there is no data set at {folder}. " + _PACK.format(folder=folder))
+    paths = sorted(folder.glob(f"{split}-*.h5"))
+    if paths:
+        return paths
+    if split == "val" and any(folder.glob("train-*.h5")):
+        raise DataError(f"{folder} has no validation split: pack it again, with a --val-fraction above 0")
+    raise DataError(f"{folder} holds no shards ({split}-00000.h5 ...). " + _PACK.format(folder=folder))
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.h5"
+
+
+def write_shard(
+    folder: Path,
+    split: str,
+    index: int,
+    num_shards: int,
+    documents: list[NDArray[np.uint32]],
+    made_by: tokenizer.Tokenizer,
+    text_bytes: int,
+) -> None:
+    """Writes a shard of these documents' tokens, each of which ends with an end of text.
+
+    Raises:
+        DataError: The disk is full, or cannot be written for another reason.
+    """
+    dtype = np.uint16 if made_by.vocab_size <= 1 << 16 else np.uint32
+    tokens = np.concatenate(documents).astype(dtype)
+    path = folder / shard_name(split, index)
+    try:
+        write_arrays(
+            path,
+            {
+                "tokens": tokens,
+                "documents": np.cumsum([0] + [document.size for document in documents], dtype=np.int64),
+                "unigrams": np.bincount(tokens, minlength=made_by.vocab_size),
+            },
+            {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "split": split,
+                "index": index,
+                "num_shards": num_shards,
+                "tokenizer": made_by.identity,
+                "vocab_size": made_by.vocab_size,
+                "text_bytes": text_bytes,
+            },
+        )
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path.name} ({tokens.nbytes:,} bytes) to {folder.parent}: {error.strerror}"
+        ) from error
+
+
+def _check_together(folder: Path, split: str, shards: list[Shard]) -> None:
+    first = shards[0]
+    for index in range(first.num_shards):
+        if index >= len(shards) or shards[index].index != index:
+            raise DataError(
+                f"{folder}: {shard_name(split, index)} of {first.num_shards} {split} shards is missing. Copy it again, "
+                "or pack the data set again"
+            )
+    for shard in shards:
+        mine = (shard.split, shard.num_shards, shard.tokenizer_id, shard.vocab_size)
+        if mine != (split, first.num_shards, first.tokenizer_id, first.vocab_size):
+            raise DataError(f"{shard.path} is of another data set than {first.path.name}: one folder, one data set")
+    try:
+        found = tokenizer.identity((folder / TOKENIZER_FILE).read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {folder / TOKENIZER_FILE}: {error.strerror}. It belongs to the shards") from error
+    if found != first.tokenizer_id:
+        raise DataError(
+            f"{folder / TOKENIZER_FILE} is not the tokenizer that made the shards: its identity is {found[:12]}, "
+            f"theirs {first.tokenizer_id[:12]}. Bring back the file that was packed with them, or pack again"
+        )

@@ -1,0 +1,18 @@
+"""Files that are whole or not there: atomic writes, and named arrays in HDF5 with a checksum on every block."""
+
+from __future__ import annotations
+
+from mpipar.storage.arrays import ArrayFile, StoredArray, write_arrays
+from mpipar.storage.atomic import atomic_file, atomic_folder, remove_folder, remove_partials
+from mpipar.storage.header import BLOCK_BYTES
+
+__all__ = [
+    "BLOCK_BYTES",
+    "ArrayFile",
+    "StoredArray",
+    "atomic_file",
+    "atomic_folder",
+    "remove_folder",
+    "remove_partials",
+    "write_arrays",
+]
