@@ -1,0 +1,267 @@
+"""The settings of a training run: one dataclass a section, checked once, when it is built.
+
+They come from a TOML file (`--config`), from the command line (`--section.key value`, which wins), and from the
+defaults here, which train a small model on the embedded corpus in a few minutes on two cores. The settings of a run
+are kept, resolved, as `config.toml` in its folder and in its checkpoints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from mpipar.errors import ConfigError
+from mpipar.model import ModelConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run is kept and what it shows."""
+
+    dir: Path = Path("runs/first")
+    """The run folder: settings, metrics, checkpoints, plots. It holds all there is of the run."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    tensorboard: bool = True
+    """Write TensorBoard events, where tensorboard is installed."""
+    sample_tokens: int = 160
+    """Length of the text that the trained model writes at the end, in tokens; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, f"--run.log-every {self.log_every} must be at least 1")
+        _require(self.sample_tokens >= 0, f"--run.sample-tokens {self.sample_tokens} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read."""
+
+    dir: Path = Path("data/stdlib")
+    """A folder of shards, made by `python -m mpipar.data pack`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimization."""
+
+    steps: int = 400
+    """Optimizer steps of the whole run."""
+    global_batch: int = 16
+    """Sequences in a step, over all ranks. The result depends on it, not on the number of ranks."""
+    microbatch: int = 2
+    """Sequences in one forward and backward. A step has global-batch / microbatch, dealt to the ranks."""
+    seq_len: int = 128
+    """Tokens in a sequence."""
+    seed: int = 1
+    """Of the initial weights and of the order of the data."""
+    lr: float = 3e-3
+    """Peak learning rate, reached after the warm-up."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end of the cosine, as a part of the peak."""
+    warmup_steps: int = 40
+    """Steps in which the learning rate rises linearly."""
+    weight_decay: float = 0.1
+    """Of matrices and embeddings; never of norms and biases."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean of the gradient."""
+    beta2: float = 0.95
+    """AdamW's decay of the mean of its square."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_norm: float = 1.0
+    """Largest L2 norm of the gradient; it is scaled down to this. 0 for no clipping."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products: bf16 is autocast over fp32 weights; auto takes it where all processors have it built in."""
+    compile: bool = False
+    """Run the model through torch.compile. Takes a minute at the start."""
+    activation_checkpointing: bool = False
+    """Keep only the layers' inputs for backward and compute the rest again: less memory, a third more time."""
+    eval_every: int = 100
+    """Steps between two evaluations; there is always one at the end."""
+    eval_sequences: int = 64
+    """Sequences of the validation split in an evaluation, always the same."""
+    max_skipped: int = 5
+    """Steps in a row whose loss or gradient is not finite, and which are therefore skipped, before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "microbatch", "seq_len", "eval_every", "eval_sequences", "max_skipped"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{_flag('train', name)} {value} must be at least 1")
+        for name in ("steps", "warmup_steps", "weight_decay", "clip_norm", "seed", "min_lr_ratio"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{_flag('train', name)} {value} must not be negative")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{_flag('train', name)} {value} must be in [0, 1)")
+        _require(self.lr > 0, f"--train.lr {self.lr} must be positive")
+        _require(
+            self.global_batch % self.microbatch == 0,
+            f"--train.global-batch {self.global_batch} is not a multiple of --train.microbatch {self.microbatch}: "
+            "a step is a whole number of microbatches",
+        )
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches in a step, over all ranks."""
+        return self.global_batch // self.microbatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of the run, and how often."""
+
+    every: int = 100
+    """Steps between two checkpoints; there is always one at the end, and one when the run is asked to stop."""
+    keep: int = 2
+    """How many of the latest checkpoints are kept."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"--checkpoint.every {self.every} must be at least 1")
+        _require(self.keep >= 1, f"--checkpoint.keep {self.keep} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommConfig:
+    """Communication between ranks."""
+
+    timeout_s: float = 600.0
+    """How long a rank may be silent while others wait for it, in seconds. Then the job ends and says who is missing."""
+    bucket_mib: float = 4.0
+    """Gradients that are reduced as one array, in MiB. Small buckets overlap more, large ones are faster."""
+
+    def __post_init__(self) -> None:
+        _require(self.timeout_s > 0, f"--comm.timeout-s {self.timeout_s} must be positive")
+        _require(self.bucket_mib > 0, f"--comm.bucket-mib {self.bucket_mib} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Trains a language model, data-parallel over the ranks of an MPI job.
+
+    mpirun -n 8 python -m mpipar.train --data.dir data/stdlib --run.dir runs/first
+
+    SIGUSR1 to mpirun, or SIGTERM to a rank: the step is finished, a checkpoint is saved, and the same command goes on
+    from there.
+    """
+
+    config: Path | None = None
+    """A TOML file of settings, [section] key = value; flags on the command line win over it."""
+    resume: str = "auto"
+    """auto: go on from the run folder's latest checkpoint, if there is one. never: start anew, an earlier run is moved
+    aside. Else: a checkpoint's or run's folder to go on from."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    comm: CommConfig = field(default_factory=CommConfig)
+
+    def __post_init__(self) -> None:
+        limit = self.model.max_seq_len
+        _require(
+            self.train.seq_len <= limit,
+            f"--train.seq-len {self.train.seq_len} is more than --model.max-seq-len {limit}: raise the latter",
+        )
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The settings that a command line asks for.
+
+    Raises:
+        ConfigError: The TOML file is missing, does not parse, or has a key that does not exist.
+        SystemExit: --help was asked for, or a flag is wrong; tyro has printed what and why.
+    """
+    arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
+    default = Config()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--config=") or (argument == "--config" and following):
+            default = read_toml(Path(argument.partition("=")[2] or following))
+    boolean_values = (tyro.conf.FlagConversionOff,)
+    return tyro.cli(Config, prog="python -m mpipar.train", args=arguments, default=default, config=boolean_values)
+
+
+def read_toml(path: Path) -> Config:
+    """The settings of a TOML file over the defaults."""
+    try:
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    config: Config = from_table(Config(), table, str(path))
+    return config
+
+
+def from_table(default: Any, table: Mapping[str, Any], source: str, section: str = "") -> Any:
+    """`default`, a dataclass, with the values of a nested table; unknown keys and wrong types are errors."""
+    known = {f.name: getattr(default, f.name) for f in fields(default)}
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        where = f"{section}.{key}" if section else key
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"{source}: the key {where!r} does not exist: {hint}")
+        current = known[name]
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {where!r} is a section: write [{where}] and its keys below")
+            values[name] = from_table(current, value, source, where)
+        else:
+            values[name] = _typed(current, value, where, source)
+    return replace(default, **values)
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """A dataclass as nested tables of plain values; what is None is left out."""
+    table: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            table[f.name] = to_table(value)
+        elif value is not None:
+            table[f.name] = str(value) if isinstance(value, Path) else value
+    return table
+
+
+def to_toml(config: Config) -> str:
+    """The settings as a TOML file that `--config` reads. `config` itself, the name of another file, is not in it."""
+    table = to_table(replace(config, config=None))
+    # Strings, numbers and booleans of JSON are those of TOML.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for section, values in table.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"] + [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _typed(current: Any, value: Any, where: str, source: str) -> Any:
+    """A TOML value as the type of the setting it replaces."""
+    if isinstance(current, Path) and isinstance(value, str):
+        return Path(value)
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if current is None or type(value) is type(current):
+        return value
+    raise ConfigError(f"{source}: {where!r} is {value!r}: expected a {type(current).__name__}")
+
+
+def _flag(section: str, name: str) -> str:
+    return f"--{section}.{name.replace('_', '-')}"
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

@@ -1,0 +1,94 @@
+"""What is measured of a step, and how much memory the ranks really use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One step, as a line of metrics.jsonl. Times are rank 0's; what its ranks have together is summed over them."""
+
+    step: int
+    loss: float  # nats a token, mean over the step
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # trained on since the run began
+    tokens_per_s: float
+    step_s: float
+    compute_s: float  # forward, backward, optimizer
+    comm_s: float  # waiting for communication that computation did not hide
+    data_s: float  # waiting for the loader
+    bytes_sent: int  # by rank 0, in this step
+    peak_memory_bytes: int  # all ranks; proportional set size: shared pages are counted once
+    skipped: bool = False  # the loss or a gradient was not finite, and no weight was changed
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the line. JSON has no NaN: what is not finite is null."""
+        values = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in asdict(self).items()}
+        if not self.skipped:
+            del values["skipped"]
+        return values
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the ranks add up in a step besides gradients."""
+
+    loss_sum: float = 0.0
+    num_tokens: int = 0
+    stop: bool = False  # some rank was asked to stop
+    failed: bool = False  # some rank could not read its data
+    memory_bytes: int = 0
+
+    def pack(self) -> npt.NDArray[np.float64]:
+        """[5]; doubles hold these counts exactly."""
+        return np.array([self.loss_sum, self.num_tokens, self.stop, self.failed, self.memory_bytes], np.float64)
+
+    @classmethod
+    def unpack(cls, sums: npt.NDArray[np.float64]) -> Totals:
+        return cls(float(sums[0]), int(sums[1]), sums[2] > 0, sums[3] > 0, int(sums[4]))
+
+
+@dataclass(slots=True)
+class Clock:
+    """Adds up the seconds spent in each part of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class PeakMemory:
+    """The largest memory of this process that `sample` has seen.
+
+    The kernel keeps the peak of the resident set, which counts memory that ranks share once for each of them. The
+    proportional set size divides it among them, but has to be asked for, and costs milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def sample(self) -> None:
+        """Looks now. Where the kernel does not tell the proportional set size, the resident set stands in."""
+        try:
+            text = Path("/proc/self/smaps_rollup").read_text("ascii")
+            now = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+        except OSError:
+            import resource
+
+            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.bytes = max(self.bytes, now)

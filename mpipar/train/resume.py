@@ -1,0 +1,114 @@
+"""Where a run goes on from: finding the checkpoint, refusing one that does not fit, giving its state to all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpipar import checkpoint
+from mpipar.checkpoint import Checkpoint
+from mpipar.comm import Communicator
+from mpipar.errors import CheckpointError, ConfigError
+from mpipar.storage import remove_partials
+from mpipar.train.config import Config, to_table, to_toml
+from mpipar.train.run_folder import RunFolder
+from mpipar.train.step import TrainStep
+
+# A checkpoint of other values is of another model, or of another sequence of batches.
+_MUST_MATCH = ("train.seed", "train.seq_len", "train.global_batch")
+
+
+def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """Makes the run folder and decides where the run begins. For one rank.
+
+    Args:
+        config: The settings; `resume` is auto, never, or a folder.
+        folder: The run folder.
+        identity: What the data says of the model: vocab_size, tokenizer.
+
+    Returns:
+        The checkpoint to go on from, if any, and a line that says what was decided.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or does not fit the settings.
+        ConfigError: The run folder cannot be used.
+    """
+    said = "a fresh start"
+    if config.resume == "never" and folder.holds_a_run():
+        said = f"a fresh start; the earlier run is now {folder.move_aside()}"
+    folder.create()
+    remove_partials(folder.path)
+    remove_partials(folder.checkpoints)
+    path = _find(config, folder)
+    if path is not None:
+        with checkpoint.load(path) as found:
+            _require_fit(config, identity, found)
+            said = f"goes on from step {found.step:,} ({path})"
+    folder.write_config(to_toml(config))
+    return path, said
+
+
+def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
+    """Collective: gives all ranks the state of the checkpoint, which rank 0 reads. Returns the steps that are done."""
+    if path is None:
+        return 0
+    root = comm.rank == 0
+    found = checkpoint.load(path) if root else None
+    layout = comm.broadcast_object({name: found.describe(name) for name in found} if found else None)
+    tensors = {}
+    for name, (shape, dtype) in layout.items():
+        tensors[name] = comm.broadcast(found[name] if found else torch.empty(shape, dtype=dtype))
+    done, attributes = comm.broadcast_object((found.step, found.attributes) if found else None)
+    checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
+    step.tokens_seen = attributes["tokens_seen"]
+    step.skipped_in_a_row = attributes["skipped_in_a_row"]
+    return int(done)
+
+
+def save(folder: RunFolder, done: int, step: TrainStep, config: Config, identity: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint. For one rank; when it returns, the checkpoint survives whatever happens."""
+    attributes = {
+        "tokens_seen": step.tokens_seen,
+        "skipped_in_a_row": step.skipped_in_a_row,
+        "config": to_table(config),
+        **identity,
+    }
+    tensors = checkpoint.capture(step.model, step.optimizer)
+    files = {"config.toml": to_toml(config)}
+    return checkpoint.save(folder.checkpoints, done, tensors, attributes, files=files, keep=config.checkpoint.keep)
+
+
+def _find(config: Config, folder: RunFolder) -> Path | None:
+    """The checkpoint that --resume means."""
+    if config.resume in ("auto", "never"):
+        return checkpoint.latest(folder.checkpoints)
+    path = Path(config.resume)
+    if not path.is_dir():
+        raise ConfigError(f"--resume {path} is not a folder: give auto, never, or the folder of a checkpoint or a run")
+    latest = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path)
+    return latest or path
+
+
+def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint) -> None:
+    """Raises CheckpointError if the run would not be the one that the checkpoint is of."""
+    then, now = found.attributes["config"], to_table(config)
+    differences = [
+        (f"--model.{key.replace('_', '-')}", then["model"].get(key), now["model"].get(key))
+        for key in sorted(then["model"].keys() | now["model"].keys())
+    ]
+    for name in _MUST_MATCH:
+        section, key = name.split(".")
+        differences.append((f"--{section}.{key.replace('_', '-')}", then[section].get(key), now[section].get(key)))
+    differences += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
+    differences = [entry for entry in differences if entry[1] != entry[2]]
+    if differences:
+        what = "; ".join(f"{name} was {was!r} and is {now!r}" for name, was, now in differences)
+        raise CheckpointError(
+            f"{found.path} is of another run: {what}. Give the settings it was made with, or start a new run with "
+            "another --run.dir or --resume never"
+        )
+    if found.step > config.train.steps:
+        raise CheckpointError(f"{found.path} is past --train.steps {config.train.steps}: ask for more steps")

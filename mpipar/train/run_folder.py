@@ -1,0 +1,123 @@
+"""The run folder: everything that is known of one run, and nothing outside it.
+
+    config.toml         the settings, resolved
+    metrics.jsonl       one JSON object a line: steps, evaluations and skipped steps, in the order of their steps
+    checkpoints/        step-00000100/ ...
+    tensorboard/        events, where tensorboard is installed
+    loss.png            where matplotlib is installed
+
+Rank 0 alone touches it. A run that goes on from a checkpoint first takes back the lines of later steps, which will be
+written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from mpipar.errors import ConfigError
+from mpipar.storage import atomic_file
+
+
+class RunFolder:
+    """The names inside a run folder.
+
+    Args:
+        path: The folder; made by `create`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.plot = path / "loss.png"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run has been kept here before."""
+        return self.metrics.exists() or self.checkpoints.exists()
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            ConfigError: It cannot be made, or cannot be written to.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--run.dir {self.path} is a file: give the name of a folder")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--run.dir {self.path} cannot be made: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"--run.dir {self.path} cannot be written to")
+
+    def move_aside(self) -> Path:
+        """Renames the folder of an earlier run to the first free NAME.old-K; returns that."""
+        for k in range(1, 10_000):
+            aside = self.path.with_name(f"{self.path.name}.old-{k}")
+            if not aside.exists():
+                self.path.rename(aside)
+                return aside
+        raise ConfigError(f"--run.dir {self.path}: there are thousands of earlier runs beside it: remove some")
+
+    def write_config(self, toml: str) -> None:
+        """Keeps the settings of the run."""
+        with atomic_file(self.config) as partial:
+            partial.write_text(toml, "utf-8")
+
+
+class Metrics:
+    """metrics.jsonl, open for appending. Each line is with the operating system when `write` returns.
+
+    Args:
+        path: The file.
+        after_step: Lines of later steps are taken back first, and with them a line that a kill cut in two.
+    """
+
+    def __init__(self, path: Path, after_step: int):
+        _rewind(path, after_step)
+        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one object."""
+        self._file.write(json.dumps(values) + "\n")
+
+    def sync(self) -> None:
+        """Makes what was written survive the loss of power: before a checkpoint says that it has happened."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; none if there is no file."""
+    return [values for values, _ in _lines(path)]
+
+
+def _rewind(path: Path, after_step: int) -> None:
+    end = 0
+    for values, position in _lines(path):
+        if values["step"] > after_step:
+            break
+        end = position
+    if path.exists():
+        os.truncate(path, end)
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """(object, position behind it) of each complete line."""
+    if not path.exists():
+        return
+    position = 0
+    with path.open("rb") as file:
+        for line in file:
+            position += len(line)
+            if not line.endswith(b"\n"):
+                return
+            yield json.loads(line), position

@@ -1,0 +1,54 @@
+"""What a run reads: this rank's microbatches of each step, its share of the validation sequences."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mpipar.comm import Communicator
+from mpipar.data import Loader, SampleOrder, ShardSet, validation_loader
+from mpipar.errors import DataError
+from mpipar.train.config import Config
+
+
+class Source:
+    """The data set of a run, dealt to the ranks of the dp axis. Nothing is communicated.
+
+    Microbatch i of a step is rank i mod n's. Which tokens it holds depends on the seed and the step alone.
+
+    Args:
+        config: The settings.
+        comm: The dp axis.
+
+    Raises:
+        DataError: The data set is missing, damaged, or too small for a single step or evaluation.
+    """
+
+    def __init__(self, config: Config, comm: Communicator):
+        folder, train = config.data.dir, config.train
+        shards = ShardSet.open(folder, "train")
+        order = SampleOrder(shards.num_tokens_per_shard, train.seq_len, train.seed)
+        if order.num_samples < train.global_batch:
+            raise DataError(
+                f"{folder} has {order.num_samples} training sequences of --train.seq-len {train.seq_len}, fewer than "
+                f"one step's --train.global-batch {train.global_batch}: pack more text, or ask for less"
+            )
+        self._loader = Loader(shards, order, train.microbatch, train.num_microbatches)
+        held_out = ShardSet.open(folder, "val")
+        self._validation = validation_loader(held_out, train.seq_len, train.microbatch, train.eval_sequences)
+        self.shards = shards
+        self.num_samples = order.num_samples
+        self.mine = range(comm.rank, config.train.num_microbatches, comm.size)
+        self._my_validation = range(comm.rank, self._validation.num_microbatches, comm.size)
+
+    def microbatches(self, step: int) -> list[Tensor]:
+        """This rank's microbatches of a step, each [B, T + 1]. Those of the next step are read in the background."""
+        return list(self._loader.microbatches(step, self.mine))
+
+    def validation(self) -> list[Tensor]:
+        """This rank's validation microbatches, the same at every evaluation."""
+        return [self._validation.microbatch(0, i) for i in self._my_validation]
+
+    def close(self) -> None:
+        """Ends the background reading and closes the files."""
+        self._loader.close()
+        self._validation.close()

@@ -1,0 +1,86 @@
+"""What a run shows while it goes: lines that a batch log can hold, and a progress line for a person who watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from mpipar.comm import terminal_device
+from mpipar.train.metrics import StepMetrics
+
+
+class Terminal:
+    """Rank 0's output; on other ranks every method does nothing.
+
+    Args:
+        speaks: Whether this is the rank that shows the run.
+        log_every: Steps between two lines.
+    """
+
+    def __init__(self, *, speaks: bool, log_every: int):
+        device = terminal_device() if speaks else None
+        self._speaks = speaks
+        self._log_every = log_every
+        self._stream: TextIO = open(device, "w", encoding="utf-8") if device else sys.stdout  # noqa: SIM115
+        self._is_watched = device is not None
+        self._bar: tqdm[None] | None = None
+
+    def begin(self, steps: int, done: int) -> None:
+        """Starts the clock, and the progress line.
+
+        Args:
+            steps: Steps of the whole run.
+            done: Steps that are behind it already.
+        """
+        self._steps, self._first = steps, done
+        self._start = time.monotonic()
+        if self._is_watched and done < steps:
+            self._bar = tqdm(total=steps, initial=done, unit="step", file=self._stream, dynamic_ncols=True, leave=False)
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        if not self._speaks:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Moves the progress line, and prints a line at intervals and for a step that was skipped."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {metrics.loss:.3f}", refresh=False)
+            self._bar.update(1)
+        if metrics.skipped:
+            self.say(f"step {metrics.step:>6}/{self._steps}  skipped: the loss or a gradient is not finite")
+        elif metrics.step % self._log_every == 0 or metrics.step in (self._first + 1, self._steps):
+            self.say(self._line(metrics))
+
+    def evaluation(self, step: int, val_loss: float, entropy: float) -> None:
+        """Prints the result of an evaluation beside what a model that knew only token frequencies would reach."""
+        relation = f"{val_loss / entropy:.2f} x unigram entropy {entropy:.3f}"
+        self.say(f"step {step:>6}/{self._steps}  val_loss {val_loss:.4f} = {relation}")
+
+    def end(self) -> None:
+        """Takes the progress line away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _line(self, m: StepMetrics) -> str:
+        done = m.step - self._first
+        remaining_s = (time.monotonic() - self._start) / max(1, done) * (self._steps - m.step)
+        return (
+            f"step {m.step:>6}/{self._steps}  loss {m.loss:7.4f}  norm {m.grad_norm:6.2f}  lr {m.lr:.2e}  "
+            f"{m.tokens_per_s:8,.0f} tokens/s  comm {m.comm_s / m.step_s:4.0%}  {duration(remaining_s)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
