@@ -1,0 +1,120 @@
+"""Question: how fast is the ring, beside MPI_Allreduce and torch's gloo?
+
+One table for each, in the form of nccl-tests:
+
+    size, time      bytes of the array on each rank; microseconds, median of the slowest rank
+    algbw           size / time
+    busbw           algbw * 2 (n - 1) / n: the speed of the link that a ring would need
+    #wrong          elements that differ from the exact sum
+
+then a table of ratios. Inputs are small integers, whose sums are exact in every dtype but the 8-bit ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.gloo import start_gloo, stop_gloo
+from benchmarks.measure import Times, print_environment, ratio, take_turns
+from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from mpipar.comm.mpi import MPI
+
+_MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T, "int64": MPI.INT64_T}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduce:
+    """Times the all-reduce (sum) of the ring, of MPI and of gloo, in turn, over a range of sizes."""
+
+    min_bytes: int = 4096
+    """Smallest array."""
+    max_bytes: int = 64 << 20
+    """Largest array; each is 4 times the one before."""
+    dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
+    """Of the elements."""
+    rounds: int = 15
+    """Measurements of each size."""
+    warmup: int = 3
+    """Measurements of each size that are not kept."""
+
+    def run(self, world: Communicator) -> None:
+        """Measures and prints. Collective."""
+        torch.set_num_threads(1)
+        mesh = Mesh(world, Grid.of(world.size))
+        start_gloo(mesh)
+        print_environment(mesh)
+        results = {size: self._measure(world, size) for size in self._sizes()}
+        stop_gloo(world)
+        if world.rank == 0:
+            for name in ("ring", "mpi", "gloo"):
+                self._print_table(name, world.size, results)
+            _print_ratios(results)
+
+    def _sizes(self) -> list[int]:
+        sizes, size = [], self.min_bytes
+        while size <= self.max_bytes:
+            sizes.append(size)
+            size *= 4
+        return sizes
+
+    def _measure(self, world: Communicator, size: int) -> tuple[Times, dict[str, int]]:
+        """(times, elements that were wrong) of each contestant at one size."""
+        dtype = getattr(torch, self.dtype)
+        x = torch.empty(size // dtype.itemsize, dtype=dtype)
+        comm = MPI.COMM_WORLD
+        message = [x.numpy(), _MPI_TYPES[self.dtype]]
+        contestants: dict[str, Callable[[], object]] = {
+            "ring": lambda: world.all_reduce(x),
+            "mpi": lambda: comm.Allreduce(MPI.IN_PLACE, message),
+            "gloo": lambda: dist.all_reduce(x),
+        }
+        wrong = {name: _count_wrong(world, x, run) for name, run in contestants.items()}
+        times = take_turns(world, contestants, rounds=self.rounds, warmup=self.warmup, prepare=x.zero_)
+        return times, wrong
+
+    def _print_table(self, name: str, n: int, results: dict[int, tuple[Times, dict[str, int]]]) -> None:
+        print(f"#\n# {_TITLES[name]}")
+        print(_HEADING.format("#", "size", "count", "type", "redop", "root", "time", "algbw", "busbw", "#wrong"))
+        print(_HEADING.format("#", "(B)", "(elements)", "", "", "", "(us)", "(GB/s)", "(GB/s)", "").rstrip())
+        busbws = []
+        for size, (times, wrong) in results.items():
+            seconds = float(np.median(times[name]))
+            algbw = size / seconds / 1e9
+            busbws.append(algbw * 2 * (n - 1) / n)
+            print(
+                f"  {size:>10} {size // np.dtype(self.dtype).itemsize:>12} {self.dtype:>8} {'sum':>6} {-1:>5} "
+                f"{seconds * 1e6:>9.1f} {algbw:>7.2f} {busbws[-1]:>7.2f} {wrong[name]:>6}"
+            )
+        print(f"# Avg bus bandwidth    : {np.mean(busbws):.3f}", flush=True)
+
+
+_HEADING = "{} {:>10} {:>12} {:>8} {:>6} {:>5} {:>9} {:>7} {:>7} {:>6}"
+_TITLES = {
+    "ring": "mpipar ring",
+    "mpi": f"MPI_Allreduce, {mpi_version()}",
+    "gloo": "torch.distributed gloo",
+}
+
+
+def _count_wrong(world: Communicator, x: Tensor, run: Callable[[], object]) -> int:
+    """Elements, over all ranks, that are not the exact sum."""
+    place = torch.arange(x.numel(), dtype=x.dtype) % 17
+    x.copy_(place * (world.rank + 1))
+    run()
+    wrong = int((x != place * (world.size * (world.size + 1) // 2)).sum())
+    return int(world.all_reduce(np.array([wrong]))[0])
+
+
+def _print_ratios(results: dict[int, tuple[Times, dict[str, int]]]) -> None:
+    print("#\n# How many times as fast as its peers the ring is (median of rounds, quartiles)")
+    print(f"# {'size':>10} {'MPI_Allreduce':>22} {'gloo':>22}")
+    for size, (times, _) in results.items():
+        cells = ["{:.2f} ({:.2f} .. {:.2f})".format(*ratio(times, peer, "ring")) for peer in ("mpi", "gloo")]
+        print(f"  {size:>10} {cells[0]:>22} {cells[1]:>22}", flush=True)
