@@ -4,6 +4,7 @@
      ├── ConfigError            a setting that cannot be; also a ValueError
      ├── DataError              shards that are missing, truncated, damaged or of another tokenizer
      ├── CheckpointError        a checkpoint that is missing, damaged or of another model
+     ├── StorageError           a file that cannot be written: a full disk, no permission
      ├── LaunchError            the job was started in a way in which it cannot run
      ├── MessageError           an array that cannot be a message; also a ValueError
      ├── StallError             a peer did not answer in time; also a TimeoutError
@@ -61,6 +62,10 @@ class DataError(MpiparError):
 
 class CheckpointError(MpiparError):
     """A checkpoint that is missing, damaged, or that belongs to another model."""
+
+
+class StorageError(MpiparError):
+    """A file of the run that cannot be written: the disk is full, or permission is missing."""
 
 
 class LaunchError(MpiparError):

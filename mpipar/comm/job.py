@@ -55,7 +55,8 @@ def run_job(main: Callable[[Communicator], int | None]) -> NoReturn:
 def agreement(world: Communicator) -> Iterator[None]:
     """Collective: if the block raises a MpiparError on some ranks, it raises on all of them.
 
-    The lowest of the failing ranks keeps its error, the others get a PeerError, which nobody prints.
+    The lowest of the failing ranks keeps its error, the others get a PeerError, which nobody prints. The block itself
+    must not communicate: a rank that fails in it would leave the others waiting there.
     """
     mine: MpiparError | None = None
     try:

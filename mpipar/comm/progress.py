@@ -159,11 +159,15 @@ class Progress:
             if idle_polls % 256 == 0:
                 waited_s = time.monotonic() - silent_since
                 if waited_s > self.timeout_s:
-                    raise work.stalled(waited_s)
+                    raise self._holding_up(work).stalled(waited_s)
                 if waited_s > _PATIENCE_S:
                     time.sleep(_NAP_S)
         if work.error is not None:
             raise work.error
+
+    def _holding_up(self, work: Work) -> Work:
+        """The operation that has to move first: the one at the head of the lane in which this one queues."""
+        return next((lane[0] for lane in self._lanes.values() if work in lane), work)
 
     def release(self, lane: int) -> None:
         """Forgets the lane of a communicator that is freed."""

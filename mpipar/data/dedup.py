@@ -88,8 +88,8 @@ def _shingles(documents: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[n
     for i in range(_SHINGLE_WORDS):
         in_document = padded_owner[i : i + num_words] == owner
         hashes += padded_words[i : i + num_words] * _SHINGLE[i] * in_document
-    is_first = np.diff(owner, prepend=-1) > 0  # of a document shorter than a shingle, what words it has
-    kept = in_document | is_first
+    # The last round has left those words of which a whole shingle begins. A shorter document has one, of all its words.
+    kept = in_document | (np.diff(owner, prepend=-1) > 0)
     return np.concatenate([hashes[kept], alone]), np.concatenate([owner[kept], wordless])
 
 

@@ -8,7 +8,7 @@ must not be tested on what it has seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -21,7 +21,8 @@ from mpipar.data.plan import deal
 from mpipar.data.progress import Progress
 from mpipar.errors import DataError
 
-_SKETCH_BYTES = 1 << 20
+_SKETCH_BYTES = 1 << 20  # a batch, so many bytes or documents, fits in 100 MB of working memory
+_SKETCH_DOCUMENTS = 1 << 12
 _MIN_CANDIDATES = 64
 _SPARE_CANDIDATES = 1.5  # candidates for each document wanted, since some resemble others
 
@@ -73,7 +74,7 @@ class _Found:
     hashes: NDArray[np.uint64]
     num_bytes: NDArray[np.int64]
     sketches: NDArray[np.uint64]
-    skipped: list[tuple[int, Skipped]] = field(default_factory=list)
+    skipped: list[tuple[int, Skipped]]
 
 
 def _read(pieces: Sequence[Piece], mine: Sequence[int], text_field: str, shown: bool) -> _Found:
@@ -91,7 +92,7 @@ def _read(pieces: Sequence[Piece], mine: Sequence[int], text_field: str, shown: 
                     records.append((index, content_hash(document), len(document)))
                     batch.append(document)
                     batch_bytes += len(document)
-                    if batch_bytes >= _SKETCH_BYTES:
+                    if batch_bytes >= _SKETCH_BYTES or len(batch) >= _SKETCH_DOCUMENTS:
                         sketches.append(sketch(batch))
                         batch, batch_bytes = [], 0
             except DataError as error:

@@ -45,8 +45,7 @@ def train(config: Config, world: Communicator) -> None:
 
     model = build_model(config, source.shards.vocab_size)
     step = TrainStep(model, config, comm)
-    with agreement(world):
-        done = resume.load(path, step, comm)
+    done = resume.load(path, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
     for line in report.header(config, mesh, source, model, threads=threads, origin=said):
         terminal.say(line)

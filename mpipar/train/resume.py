@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mpipar import checkpoint
 from mpipar.checkpoint import Checkpoint
-from mpipar.comm import Communicator
+from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
 from mpipar.storage import remove_partials
 from mpipar.train.config import Config, to_table, to_toml
@@ -55,14 +56,18 @@ def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
     """Collective: gives all ranks the state of the checkpoint, which rank 0 reads. Returns the steps that are done."""
     if path is None:
         return 0
-    root = comm.rank == 0
-    found = checkpoint.load(path) if root else None
-    layout = comm.broadcast_object({name: found.describe(name) for name in found} if found else None)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    notes = None
+    with agreement(comm):
+        if comm.rank == 0:
+            with checkpoint.load(path) as found:
+                tensors = dict(found)
+                notes = found.step, found.attributes, {name: found.describe(name) for name in found}
+    done, attributes, layout = comm.broadcast_object(notes)
     for name, (shape, dtype) in layout.items():
-        tensors[name] = comm.broadcast(found[name] if found else torch.empty(shape, dtype=dtype))
-    done, attributes = comm.broadcast_object((found.step, found.attributes) if found else None)
-    checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
+        tensors[name] = comm.broadcast(tensors[name] if comm.rank == 0 else torch.empty(shape, dtype=dtype))
+    with agreement(comm):
+        checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
     step.tokens_seen = attributes["tokens_seen"]
     step.skipped_in_a_row = attributes["skipped_in_a_row"]
     return int(done)

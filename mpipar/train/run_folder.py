@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mpipar.errors import ConfigError
+from mpipar.errors import ConfigError, StorageError
 from mpipar.storage import atomic_file
 
 
@@ -67,7 +68,7 @@ class RunFolder:
 
     def write_config(self, toml: str) -> None:
         """Keeps the settings of the run."""
-        with atomic_file(self.config) as partial:
+        with _writing(self.config), atomic_file(self.config) as partial:
             partial.write_text(toml, "utf-8")
 
 
@@ -80,16 +81,20 @@ class Metrics:
     """
 
     def __init__(self, path: Path, after_step: int):
-        _rewind(path, after_step)
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        with _writing(path):
+            _rewind(path, after_step)
+            self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends one object."""
-        self._file.write(json.dumps(values) + "\n")
+        with _writing(self._path):
+            self._file.write(json.dumps(values).encode() + b"\n")
 
     def sync(self) -> None:
         """Makes what was written survive the loss of power: before a checkpoint says that it has happened."""
-        os.fsync(self._file.fileno())
+        with _writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -98,6 +103,18 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a metrics.jsonl; none if there is no file."""
     return [values for values, _ in _lines(path)]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses is told as an error of the run, with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}. Make room or give another --run.dir; the same command "
+            "goes on from the latest checkpoint"
+        ) from error
 
 
 def _rewind(path: Path, after_step: int) -> None:

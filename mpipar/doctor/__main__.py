@@ -1,0 +1,31 @@
+"""The command `python -m mpipar.doctor`: a finding a line, what to do under it; exit code 1 if one is bad."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpipar.comm import Communicator, run_job
+from mpipar.comm.environment import launcher_mismatch, mpi_facts, read_launch, try_gpu_transfer
+from mpipar.doctor.facts import folder_facts, rank_facts
+from mpipar.doctor.findings import Finding, judge
+
+
+def main(world: Communicator) -> int:
+    mismatch = launcher_mismatch(os.environ, world.size, mpi_facts().library)
+    if mismatch is not None:
+        launch = read_launch(os.environ)
+        if launch is None or launch.rank == 0:  # the others would say the same
+            print(Finding("bad", *mismatch))
+        return 1
+    ranks = world.all_gather_object(rank_facts(world))
+    code = 0
+    if world.rank == 0:
+        findings = list(judge(ranks, folder_facts(Path.cwd()), try_gpu_transfer()))
+        print("\n".join(map(str, findings)), flush=True)
+        code = int(any(finding.mark == "bad" for finding in findings))
+    return int(world.broadcast_object(code))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,185 @@
+"""What the facts mean, and what to do. Pure: from facts to findings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mpipar.comm.environment import NO_DEVICE, GpuTransfer, MpiFacts
+from mpipar.doctor.facts import FolderFacts, RankFacts
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+# What MPI libraries take of /dev/shm, generously.
+SHM_BYTES_PER_RANK = 32 * MIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about the machine.
+
+    Args:
+        mark: Good; worth knowing; training will not work, or not as one job.
+        text: What it is.
+        remedy: What can be done about it.
+    """
+
+    mark: Literal["ok", "note", "bad"]
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{f'[{self.mark}]':<7}{self.text}"
+        return f"{line}\n       -> {self.remedy}" if self.remedy else line
+
+
+def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> Iterator[Finding]:
+    """All findings about a job.
+
+    Args:
+        ranks: The facts of its ranks, by rank.
+        folder: Those of rank 0's working directory.
+        gpu: What came of sending an array between GPUs.
+    """
+    yield from judge_software(ranks)
+    yield from judge_mpi([rank.mpi for rank in ranks])
+    yield from judge_cores(ranks)
+    yield from judge_bf16(ranks)
+    yield judge_gpu(gpu)
+    yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
+    yield from judge_shared_memory(ranks)
+
+
+def judge_software(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """The same versions everywhere?"""
+    mine = ranks[0].software
+    yield Finding("ok", ", ".join(f"{name} {version}" for name, version in mine.items()))
+    for name, version in mine.items():
+        others = [(number, rank) for number, rank in enumerate(ranks) if rank.software[name] != version]
+        if others:
+            number, rank = others[0]
+            there = f"{rank.software[name]} on rank {number} (host {rank.host})"
+            yield Finding("bad", f"{name} is {version} on rank 0, {there}", "give all hosts the same environment")
+
+
+def judge_mpi(mpis: Sequence[MpiFacts]) -> Iterator[Finding]:
+    """The library, its threads, its tags, its fault tolerance."""
+    mpi = mpis[0]
+    standard = ".".join(map(str, mpi.standard))
+    about = f"thread level {mpi.thread_level}, largest tag {mpi.largest_tag}"
+    yield Finding("ok", f"MPI: {mpi.library}, standard {standard}, {about}")
+    libraries = sorted({mpi.library for mpi in mpis})
+    if len(libraries) > 1:
+        yield Finding("bad", f"ranks have different MPI libraries: {', '.join(libraries)}", "use one on all hosts")
+    if mpi.thread_level in ("single", "funneled"):
+        yield Finding(
+            "bad",
+            f"MPI may be called from the main thread only (thread level {mpi.thread_level})",
+            "use an MPI with thread support: mpipar makes progress from the thread that runs backward",
+        )
+    if mpi.fault_tolerance == "on":
+        yield Finding("ok", "fault tolerance (ULFM) is on")
+    elif mpi.fault_tolerance == "off":
+        yield Finding("ok", "fault tolerance (ULFM) is available and off", "mpirun --with-ft ulfm turns it on")
+    else:
+        yield Finding("note", "this MPI has no fault tolerance (ULFM)", "Open MPI 5 has; mpirun --with-ft ulfm")
+
+
+def judge_cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Ranks and threads against cores, host by host."""
+    hosts = Counter(rank.host for rank in ranks)
+    alone = "mpirun -n 8 python -m mpipar.doctor looks at a whole job" if len(ranks) == 1 else ""
+    yield Finding("ok", f"{plural(len(ranks), 'rank')} on {plural(len(hosts), 'host')}", alone)
+    for host, count in hosts.items():
+        here = [rank for rank in ranks if rank.host == host]
+        cores = len(frozenset().union(*(rank.cores for rank in here)))
+        ours = f"{host}: {plural(count, 'rank')} on {plural(cores, 'core')}"
+        default, training = here[0].threads, here[0].threads_in_training
+        if count > cores:
+            yield Finding(
+                "note",
+                f"{ours}: they take turns. Ranks that wait give way, so this works, but it is not faster",
+                f"for speed: mpirun -n {cores}",
+            )
+        elif default * count > cores:
+            yield Finding(
+                "note",
+                f"{ours}: torch's default of {plural(default, 'thread')} a rank is too many",
+                f"mpipar.train sets {training}; in programs of your own: OMP_NUM_THREADS={training}",
+            )
+        else:
+            yield Finding("ok", f"{ours}, {plural(training, 'torch thread')} a rank in training")
+
+
+def judge_bf16(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """bfloat16 on the processor."""
+    slow = sorted({rank.host for rank in ranks if not rank.fast_bf16})
+    if slow:
+        yield Finding("note", f"no bf16 instructions on {some(slow)}: --train.precision auto takes fp32")
+    else:
+        yield Finding("ok", "the processor multiplies bf16 in hardware: --train.precision auto takes it")
+
+
+def judge_gpu(gpu: GpuTransfer) -> Finding:
+    """Whether MPI takes arrays in the memory of a GPU."""
+    if gpu.result == "works":
+        return Finding("ok", f"GPU: MPI sends and receives in its memory ({gpu.detail})")
+    if gpu.result == "fails":
+        remedy = "use an MPI that was built with CUDA support, or train on the processor"
+        return Finding("note", f"GPU: MPI cannot use its memory ({gpu.detail})", remedy)
+    return Finding("ok" if gpu.detail == NO_DEVICE else "note", f"GPU: {gpu.detail}")
+
+
+def judge_folder(folder: FolderFacts, blind_hosts: Sequence[str]) -> Iterator[Finding]:
+    """The place where data, runs and checkpoints go by default."""
+    where = f"{folder.path} ({folder.file_system})"
+    if folder.write_error:
+        yield Finding("bad", f"{where}: nothing can be written: {folder.write_error}", "start from a folder of yours")
+        return
+    if blind_hosts:
+        yield Finding(
+            "bad",
+            f"{where} is another folder on {some(sorted(set(blind_hosts)))}",
+            "start from a file system that all hosts share, or give folders on one as --data.dir and --run.dir",
+        )
+    room = f"{where}: {folder.free_bytes / GIB:.1f} GiB free"
+    if folder.free_bytes < GIB:
+        yield Finding("note", room, "a checkpoint takes 12 bytes a parameter, and the last few are kept")
+    else:
+        yield Finding("ok", room)
+    if folder.lock_error:
+        yield Finding(
+            "note",
+            f"HDF5 {folder.hdf5} cannot lock files here: {folder.lock_error}",
+            "mpipar does not need it; other tools: HDF5_USE_FILE_LOCKING=FALSE",
+        )
+    else:
+        yield Finding("ok", f"HDF5 {folder.hdf5} can lock files here")
+
+
+def judge_shared_memory(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """/dev/shm, where MPI libraries keep what the ranks of a host share. Containers often have 64 MiB of it."""
+    for host, count in Counter(rank.host for rank in ranks).items():
+        shm = next(rank.shm_bytes for rank in ranks if rank.host == host)
+        if shm is None:
+            yield Finding("note", f"{host}: there is no /dev/shm", "MPI libraries need it, or files in TMPDIR instead")
+            continue
+        free, size = shm
+        text = f"{host}: {free // MIB} of {size // MIB} MiB free in /dev/shm"
+        if free < count * SHM_BYTES_PER_RANK:
+            yield Finding("note", text, "killed jobs leave files there (ls -l /dev/shm); docker run --shm-size=1g")
+        else:
+            yield Finding("ok", text)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """The first names of a list that may have a thousand."""
+    listed = ", ".join(names[:limit])
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
