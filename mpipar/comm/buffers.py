@@ -88,7 +88,8 @@ class Buffer:
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
         """Elements [start, stop) become their sum (or maximum) with the first stop - start elements of `other`."""
         mine = self.values[start:stop]
-        (self.lib.maximum if op == "max" else self.lib.add)(mine, other.values[: stop - start], out=mine)
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite sum is for the caller to judge
+            (self.lib.maximum if op == "max" else self.lib.add)(mine, other.values[: stop - start], out=mine)
 
     def scale(self, start: int, stop: int, factor: float) -> None:
         """Multiplies elements [start, stop)."""

@@ -116,8 +116,8 @@ def _circulate(
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
     sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
     posted: list[Pending] = []
-    largest = max((s.b - s.a for s in arrivals if s.adds), default=0)
-    scratch = [Buffer.scratch(x, largest) for _ in range(_RECEIVES_AHEAD if largest else 0)]
+    added = [arrival.b - arrival.a for arrival in arrivals if arrival.adds]
+    scratch = [Buffer.scratch(x, max(added)) for _ in added[:_RECEIVES_AHEAD]]
 
     def post(index: int) -> None:
         a, b, adds, *_ = arrivals[index]

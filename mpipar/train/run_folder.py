@@ -112,8 +112,8 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. Make room or give another --run.dir; the same command "
-            "goes on from the latest checkpoint"
+            f"{path} cannot be written: {error.strerror or error}. Make room, or give another --run.dir; the same "
+            "command goes on from the latest checkpoint"
         ) from error
 
 
