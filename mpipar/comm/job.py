@@ -19,19 +19,27 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from mpipar.comm.communicator import Communicator
-from mpipar.errors import MpiparError, PeerError
+from mpipar.comm.environment import launcher_mismatch, read_launch
+from mpipar.comm.mpi import mpi_version
+from mpipar.errors import LaunchError, MpiparError, PeerError
 
 Result = TypeVar("Result")
 
 EXIT_ERROR = 1
 
 
-def run_job(main: Callable[[Communicator], int | None]) -> NoReturn:
+def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = False) -> NoReturn:
     """Runs `main(world)` as this process's whole life, and exits with what it returns (None is 0).
 
     Works under mpirun, and without it as a job of one rank.
+
+    Args:
+        main: What the command does.
+        singletons: Run it also where a launcher of another MPI has made n jobs of one rank out of one of n.
     """
     world = Communicator.world()
+    if not singletons:
+        _require_one_job(world)
     if terminal_device() is None:
         os.environ["TERM"] = "dumb"  # the libraries that print for us then leave out colours
     try:
@@ -108,6 +116,17 @@ def terminal_device() -> str | None:
     except OSError:
         return None
     return device if device.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+def _require_one_job(world: Communicator) -> None:
+    """Leaves if n processes were meant to be one job, and each is a job of its own that would do all the work."""
+    mismatch = launcher_mismatch(os.environ, world.size, mpi_version())
+    if mismatch is None:
+        return
+    launch = read_launch(os.environ)
+    if launch is None or launch.rank == 0:  # the others would say the same
+        _say(world, f"error: {LaunchError(': '.join(mismatch))}")
+    sys.exit(EXIT_ERROR)
 
 
 def _say(world: Communicator, text: str) -> None:

@@ -23,4 +23,4 @@ __all__ = ["MPI", "mpi_version"]
 def mpi_version() -> str:
     """The library and its version, such as "Open MPI v5.0.11"."""
     first_line = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
-    return first_line.partition(",")[0].replace("Version:", "").strip()
+    return " ".join(first_line.partition(",")[0].replace("Version:", "").split())

@@ -28,4 +28,4 @@ def main(world: Communicator) -> int:
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(main, singletons=True)

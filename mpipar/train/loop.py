@@ -138,7 +138,7 @@ class Run:
             if output is not None:
                 output.close()
         if root:
-            self._conclude(done, val_loss)
+            self._conclude(done, val_loss if done == config.train.steps else None)
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:

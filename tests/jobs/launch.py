@@ -1,0 +1,160 @@
+"""Starting whole jobs, and ending them as a cluster would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+TIME_LIMIT_S = 50.0
+
+
+class Job:
+    """`mpirun -n N python ARGUMENTS...`, started. Its output is read as it comes.
+
+    Args:
+        num_ranks: Ranks; 0 runs the program without mpirun.
+        arguments: What follows `python`.
+    """
+
+    def __init__(self, num_ranks: int, *arguments: str):
+        launcher = [mpirun(), "-n", str(num_ranks)] if num_ranks else []
+        self.process = subprocess.Popen(
+            [*launcher, sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def finish(self, time_limit_s: float = TIME_LIMIT_S) -> Outcome:
+        """Waits for the end. A job that does not end is killed, and fails the test."""
+        try:
+            code = self.process.wait(time_limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the job did not end within {time_limit_s:.0f} s:\n{self.text}") from None
+        self._reader.join()
+        assert not self.process.stdout or self.process.stdout.closed
+        return Outcome(code, self.output)
+
+    def wait_for(self, text: str, time_limit_s: float = TIME_LIMIT_S) -> None:
+        """Waits until a line of the output contains `text`."""
+        deadline = time.monotonic() + time_limit_s
+        while not any(text in line for line in self.output):
+            assert self.process.poll() is None, f"the job ended before it said {text!r}:\n{self.text}"
+            assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.text}"
+            time.sleep(0.01)
+
+    def ranks(self) -> list[int]:
+        """The process ids of the ranks, in the order of their ranks."""
+        found = {}
+        for pid in descendants(self.process.pid):
+            try:
+                environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            for entry in environ:
+                if entry.startswith((b"PMIX_RANK=", b"PMI_RANK=")):
+                    found[int(entry.partition(b"=")[2])] = pid
+        return [found[rank] for rank in sorted(found)]
+
+    def kill(self) -> None:
+        """SIGKILL to everything: launcher and ranks, as when the power of a host fails."""
+        everything = [self.process.pid, *descendants(self.process.pid)]
+        for pid in everything:
+            _kill(pid, signal.SIGSTOP)  # nobody notices the death of another, and tidies up
+        for pid in reversed(everything):
+            _kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.output)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                self.output.append(line)
+
+
+class Outcome:
+    """What a job left on the screen.
+
+    Args:
+        code: The exit code.
+        output: Its lines, stdout and stderr.
+    """
+
+    def __init__(self, code: int, output: Sequence[str]):
+        self.code = code
+        self.lines = [line.rstrip("\n") for line in output]
+        self.text = "".join(output)
+
+    def ok(self) -> Outcome:
+        """The job succeeded."""
+        assert self.code == 0, self.text
+        return self
+
+    def refused(self, *fragments: str) -> Outcome:
+        """The job failed with one message, which has these fragments, and no traceback."""
+        assert self.code != 0, self.text
+        assert "Traceback" not in self.text, self.text
+        messages = [line for line in self.lines if line.lstrip().startswith("mpipar:")]
+        assert len(messages) == 1, self.text
+        for fragment in fragments:
+            assert fragment in messages[0], messages[0]
+        return self
+
+
+def run(num_ranks: int, *arguments: str) -> Outcome:
+    """Runs a job to its end."""
+    return Job(num_ranks, *arguments).finish()
+
+
+def mpirun() -> str:
+    """The launcher of this environment: beside its Python, or else the first on the PATH."""
+    beside = shutil.which("mpirun", path=os.path.dirname(sys.executable))
+    found = beside or shutil.which("mpirun")
+    assert found, "there is no mpirun"
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that stem from a process, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        generation = children.get(queue.pop(0), [])
+        found += generation
+        queue += generation
+    return found
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,167 @@
+"""A run from its beginning to its end: what it leaves, that it can be repeated, stopped and killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mpipar import checkpoint
+from tests.jobs.launch import Job, run
+
+pytestmark = pytest.mark.timeout(240)
+
+Arguments = Callable[..., list[str]]
+
+# What of a step must not depend on when and where it was computed.
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "val_loss")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def exact(folder: Path) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in EXACT if key in line} for line in metrics(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the latest checkpoint: weights and optimizer."""
+    latest = checkpoint.latest(folder / "checkpoints")
+    assert latest is not None
+    with checkpoint.load(latest) as found:
+        return dict(found)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert exact(one) == exact(other)
+    mine, theirs = weights(one), weights(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_a_run_leaves(train: Arguments, tmp_path: Path) -> None:
+    outcome = run(2, *train("--train.steps", 6, "--train.eval-every", 3, "--checkpoint.every", 2)).ok()
+    folder = tmp_path / "run"
+    lines = metrics(folder)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "val_loss" in line] == [3, 6]
+    for line in steps:
+        assert line["tokens"] == line["step"] * 4 * 32
+        assert math.isclose(line["tokens_per_s"], 4 * 32 / line["step_s"])
+        assert 0 < line["compute_s"] + line["comm_s"] + line["data_s"] <= line["step_s"]
+        assert line["bytes_sent"] > 0 and line["peak_memory_bytes"] >= 0 and line["grad_norm"] > 0
+    assert steps[-1]["peak_memory_bytes"] > 50e6, "two ranks that imported torch"
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert 'precision = "auto"' not in (folder / "config.toml").read_text(), "the settings are kept resolved"
+    val_loss = lines[-1]["val_loss"]
+    assert outcome.lines[-1] == f"done: 6 steps, val_loss {val_loss:.4f}, {folder}"
+    assert "unigram entropy" in outcome.text and "\x1b" not in outcome.text and "\r" not in outcome.text
+
+    again = run(2, *train("--train.steps", 6, "--train.eval-every", 3, "--checkpoint.every", 2)).ok()
+    assert again.lines[-1] == outcome.lines[-1], "a finished run says so again, and changes nothing"
+    assert metrics(folder) == lines
+
+
+def test_the_kept_settings_repeat_the_run_and_a_single_process_needs_no_mpirun(
+    train: Arguments, tmp_path: Path
+) -> None:
+    run(0, *train("--train.steps", 3)).ok()
+    kept = tmp_path / "run" / "config.toml"
+    run(0, "-m", "mpipar.train", "--config", str(kept), "--run.dir", str(tmp_path / "again")).ok()
+    assert_same_run(tmp_path / "run", tmp_path / "again")
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_two_runs_with_one_seed_are_one(train: Arguments, tmp_path: Path, num_ranks: int) -> None:
+    """Also with ranks that have different numbers of microbatches: 4 over 3."""
+    for folder in ("a", "b"):
+        run(num_ranks, *train("--train.steps", 5, "--train.eval-every", 2, folder=folder)).ok()
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_rank_counts_agree_up_to_rounding(train: Arguments, tmp_path: Path) -> None:
+    for num_ranks in (0, 4):
+        run(num_ranks, *train("--train.steps", 5, "--train.precision", "fp32", folder=str(num_ranks))).ok()
+    one, four = exact(tmp_path / "0"), exact(tmp_path / "4")
+    for a, b in zip(one, four, strict=True):
+        key = "loss" if "loss" in a else "val_loss"
+        assert math.isclose(a[key], b[key], rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["USR1 to mpirun", "TERM to a rank"])
+def test_asked_to_stop_it_saves_and_goes_on_later(train: Arguments, tmp_path: Path, how: str) -> None:
+    settings = ("--train.steps", 80, "--train.eval-every", 2, "--checkpoint.every", 1000)
+    job = Job(2, *train(*settings))
+    job.wait_for("step      3/80")
+    if how == "USR1 to mpirun":
+        os.kill(job.process.pid, signal.SIGUSR1)
+    else:
+        os.kill(job.ranks()[1], signal.SIGTERM)
+    stopped = job.finish().ok()
+    assert any(line.startswith("stopped: ") for line in stopped.lines), stopped.text
+    assert not any(line.startswith("done: ") for line in stopped.lines)
+    reached = metrics(tmp_path / "run")[-1]["step"]
+    assert 3 <= reached < 80
+    assert (tmp_path / "run" / "checkpoints" / f"step-{reached:08d}").is_dir()
+    resumed = run(2, *train(*settings)).ok()
+    assert f"goes on from step {reached}" in resumed.text and resumed.lines[-1].startswith("done: 80 steps")
+    run(2, *train(*settings, folder="undisturbed")).ok()
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.timeout(400)
+def test_twenty_kills_change_nothing(train: Arguments, tmp_path: Path) -> None:
+    """SIGKILL of launcher and ranks at random moments: at start-up, in a step, while a checkpoint is written."""
+    settings = ("--train.steps", 120, "--train.eval-every", 10, "--checkpoint.every", 2)
+    run(2, *train(*settings, folder="undisturbed")).ok()
+    rng = random.Random(7)
+    for kill in range(20):
+        job = Job(2, *train(*settings))
+        if kill % 4:
+            job.wait_for("run     ")  # the steps begin
+            time.sleep(rng.uniform(0, 0.5))
+        else:
+            time.sleep(rng.uniform(0, 4))
+        job.kill()
+        assert not [line for line in job.output if line.startswith("mpipar:")], job.text
+    run(2, *train(*settings)).ok()
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+    assert not list((tmp_path / "run").rglob(".partial-*")), "what the kills left is cleared"
+
+
+def test_going_on_from_an_earlier_checkpoint_rewinds(train: Arguments, tmp_path: Path) -> None:
+    settings = ("--train.steps", 6, "--checkpoint.every", 2, "--checkpoint.keep", 5)
+    run(1, *train(*settings, folder="undisturbed")).ok()
+    run(1, *train(*settings)).ok()
+    earlier = tmp_path / "run" / "checkpoints" / "step-00000002"
+    resumed = run(1, *train(*settings, "--resume", earlier)).ok()
+    assert "goes on from step 2" in resumed.text
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_never_keeps_the_earlier_run(train: Arguments, tmp_path: Path) -> None:
+    run(1, *train("--train.steps", 2)).ok()
+    outcome = run(1, *train("--train.steps", 3, "--resume", "never")).ok()
+    assert f"the earlier run is now {tmp_path}/run.old-1" in outcome.text
+    assert len(metrics(tmp_path / "run.old-1")) == 3 and len(metrics(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_activation_checkpointing_changes_nothing(train: Arguments, tmp_path: Path, family: str) -> None:
+    for setting in ("true", "false"):
+        more = ("--train.activation-checkpointing", setting, "--model.family", family, "--train.precision", "fp32")
+        run(2, *train("--train.steps", 3, *more, folder=setting)).ok()
+    assert_same_run(tmp_path / "true", tmp_path / "false")

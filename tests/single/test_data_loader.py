@@ -1,0 +1,130 @@
+"""The loader: microbatches are a function of step and index, read ahead or not; errors come out where batches do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpipar.data import Loader, SampleOrder, ShardSet, tokenizer, validation_loader
+from mpipar.data.shards import write_shard
+from mpipar.errors import DataError
+
+SEQ_LEN, MICROBATCH, NUM_MICROBATCHES = 16, 3, 4
+SIZES = [1000, 30, 701]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    made_by = tokenizer.train(["some text " * 9], 270)
+    (folder / "tokenizer.json").write_text(made_by.text)
+    rng = np.random.default_rng(0)
+    for index, size in enumerate(SIZES):
+        tokens = rng.integers(0, made_by.vocab_size, size, dtype=np.uint32)
+        write_shard(folder, "train", index, len(SIZES), [tokens], made_by, 1)
+        write_shard(folder, "val", index, len(SIZES), [tokens[::-1]], made_by, 1)
+    return folder
+
+
+@pytest.fixture
+def loader(folder: Path) -> Iterator[Loader]:
+    shards = ShardSet.open(folder, "train")
+    with Loader(shards, SampleOrder(shards.num_tokens_per_shard, SEQ_LEN, 5), MICROBATCH, NUM_MICROBATCHES) as loader:
+        yield loader
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mpipar-loader")]
+
+
+def test_microbatch_holds_the_sequences_of_the_order(loader: Loader) -> None:
+    for step, index in [(0, 0), (0, 3), (7, 1), (1000, 2)]:
+        tokens = loader.microbatch(step, index)
+        assert tokens.dtype == torch.int64
+        assert tokens.shape == (MICROBATCH, SEQ_LEN + 1)
+        first = step * MICROBATCH * NUM_MICROBATCHES + index * MICROBATCH
+        for row, sample in enumerate(range(first, first + MICROBATCH)):
+            shard, offset = loader.order.locate(sample)
+            expected = loader.shards.read(int(shard), int(offset), SEQ_LEN + 1)
+            assert tokens[row].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_ranks_together_see_every_microbatch_once(loader: Loader, num_ranks: int) -> None:
+    for step in range(5):
+        seen: dict[int, torch.Tensor] = {}
+        for rank in range(num_ranks):
+            mine = range(rank, NUM_MICROBATCHES, num_ranks)
+            seen.update(zip(mine, loader.microbatches(step, mine), strict=True))
+        assert sorted(seen) == list(range(NUM_MICROBATCHES))
+        assert all(torch.equal(seen[index], loader.microbatch(step, index)) for index in seen)
+
+
+def test_steps_may_be_taken_up_anywhere(loader: Loader) -> None:
+    for step, mine in [(0, [0, 1]), (1, [0, 1]), (9, [3, 2, 1]), (2, [1]), (2, [1]), (3, [])]:
+        batches = list(loader.microbatches(step, mine))
+        assert len(batches) == len(mine)
+        assert all(
+            torch.equal(batch, loader.microbatch(step, index)) for batch, index in zip(batches, mine, strict=True)
+        )
+
+
+def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = []
+    read = ShardSet.read
+
+    def spy(self: ShardSet, shard: int, offset: int, length: int) -> np.ndarray:
+        readers.append(threading.current_thread() is threading.main_thread())
+        return read(self, shard, offset, length)
+
+    monkeypatch.setattr(ShardSet, "read", spy)
+    for step in range(4):
+        assert len(list(loader.microbatches(step, [0, 2]))) == 2
+    assert sum(readers) == MICROBATCH  # here only the very first microbatch was read by the one who asked
+
+
+def test_an_error_of_the_thread_comes_out_with_its_batch(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    microbatch = Loader.microbatch
+
+    def damaged(self: Loader, step: int, index: int) -> torch.Tensor:
+        if (step, index) == (1, 0):
+            raise DataError("train-00000.h5 is damaged")
+        return microbatch(self, step, index)
+
+    monkeypatch.setattr(Loader, "microbatch", damaged)
+    assert len(list(loader.microbatches(0, [0, 1]))) == 2
+    with pytest.raises(DataError, match="is damaged"):
+        next(loader.microbatches(1, [0, 1]))
+
+
+def test_close_ends_the_thread(folder: Path) -> None:
+    before = loader_threads()
+    for _ in range(20):
+        shards = ShardSet.open(folder, "train")
+        with Loader(shards, SampleOrder(SIZES, SEQ_LEN, 5), MICROBATCH, NUM_MICROBATCHES) as loader:
+            next(loader.microbatches(0, [0, 1, 2]))
+            assert len(loader_threads()) == len(before) + 1
+    assert loader_threads() == before
+
+
+def test_validation_is_fixed_and_within_the_split(folder: Path) -> None:
+    runs = []
+    for _ in range(2):
+        with validation_loader(ShardSet.open(folder, "val"), SEQ_LEN, MICROBATCH, num_sequences=50) as loader:
+            assert loader.num_microbatches == 16
+            runs.append(torch.cat([loader.microbatch(0, index) for index in range(16)]))
+    assert torch.equal(*runs)
+    assert len({tuple(row.tolist()) for row in runs[0]}) == 48
+
+
+def test_validation_takes_what_there_is(folder: Path) -> None:
+    num_samples = sum((size - 1) // SEQ_LEN for size in SIZES)
+    with validation_loader(ShardSet.open(folder, "val"), SEQ_LEN, MICROBATCH, num_sequences=10**6) as loader:
+        assert loader.num_microbatches == num_samples // MICROBATCH
+    with ShardSet.open(folder, "val") as shards, pytest.raises(DataError, match="does not fill one microbatch of 1000"):
+        validation_loader(shards, SEQ_LEN, 1000, num_sequences=10**6)

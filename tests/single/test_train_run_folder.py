@@ -1,0 +1,53 @@
+"""metrics.jsonl is rewound to the checkpoint that a run goes on from, and a cut line is taken back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mpipar.errors import ConfigError
+from mpipar.train.run_folder import Metrics, RunFolder, read_metrics
+
+
+def write(path: Path, steps: list[int], tail: str = "") -> None:
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps) + tail)
+
+
+@pytest.mark.parametrize(
+    ("steps", "tail", "after", "kept"),
+    [
+        ([1, 2, 3, 4], "", 2, [1, 2]),
+        ([1, 2, 2, 3], "", 2, [1, 2, 2]),
+        ([1, 2], '{"step": 3, "lo', 5, [1, 2]),
+        ([1, 2], "", 0, []),
+        ([], "", 3, []),
+    ],
+)
+def test_rewinding(tmp_path: Path, steps: list[int], tail: str, after: int, kept: list[int]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, steps, tail)
+    metrics = Metrics(path, after_step=after)
+    assert [m["step"] for m in read_metrics(path)] == kept
+    metrics.write({"step": after + 1})
+    metrics.close()
+    assert [m["step"] for m in read_metrics(path)] == [*kept, after + 1]
+
+
+def test_an_earlier_run_is_moved_and_not_lost(tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = RunFolder(tmp_path / "run")
+        folder.create()
+        write(folder.metrics, [number])
+        assert folder.holds_a_run()
+        assert folder.move_aside() == tmp_path / f"run.old-{number}"
+    assert [m["step"] for m in read_metrics(tmp_path / "run.old-1" / "metrics.jsonl")] == [1]
+
+
+def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder(tmp_path / "run").create()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        RunFolder(tmp_path / "run" / "inside").create()
