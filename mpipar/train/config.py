@@ -56,7 +56,7 @@ class DataConfig:
 class TrainConfig:
     """The optimization."""
 
-    steps: int = 400
+    steps: int = 600
     """Optimizer steps of the whole run."""
     global_batch: int = 16
     """Sequences in a step, over all ranks. The result depends on it, not on the number of ranks."""
@@ -70,7 +70,7 @@ class TrainConfig:
     """Peak learning rate, reached after the warm-up."""
     min_lr_ratio: float = 0.1
     """Learning rate at the end of the cosine, as a part of the peak."""
-    warmup_steps: int = 40
+    warmup_steps: int = 60
     """Steps in which the learning rate rises linearly."""
     weight_decay: float = 0.1
     """Of matrices and embeddings; never of norms and biases."""
