@@ -25,6 +25,7 @@ from benchmarks.gloo import start_gloo, stop_gloo
 from benchmarks.measure import Times, print_environment, ratio, take_turns
 from mpipar.comm import Communicator, Grid, Mesh, mpi_version
 from mpipar.comm.mpi import MPI
+from mpipar.errors import ConfigError
 
 _MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T, "int64": MPI.INT64_T}
 
@@ -46,6 +47,10 @@ class AllReduce:
 
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
+        if not 8 <= self.min_bytes <= self.max_bytes:
+            raise ConfigError(
+                f"--min-bytes {self.min_bytes} must be at least 8 and at most --max-bytes {self.max_bytes}"
+            )
         torch.set_num_threads(1)
         mesh = Mesh(world, Grid.of(world.size))
         start_gloo(mesh)

@@ -20,7 +20,7 @@ def start_gloo(mesh: Mesh) -> None:
     world, alone = mesh.world, mesh.num_hosts == 1
     if alone:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    address = "127.0.0.1" if alone else socket.gethostbyname(socket.gethostname())
+    address = "127.0.0.1" if alone else _own_address()
     store = None
     if world.rank == 0:
         store = TCPStore(address, 0, world.size, is_master=True, wait_for_workers=False)
@@ -29,6 +29,13 @@ def start_gloo(mesh: Mesh) -> None:
         store = TCPStore(address, port, world.size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=120))
     world.barrier()
+
+
+def _own_address() -> str:
+    """The address from which this host reaches others: a host's name often stands for its loopback device."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+        unconnected.connect(("192.0.2.1", 9))  # of the range for documentation; a datagram socket sends nothing yet
+        return str(unconnected.getsockname()[0])
 
 
 def stop_gloo(world: Communicator) -> None:

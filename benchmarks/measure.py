@@ -66,6 +66,8 @@ def print_environment(mesh: Mesh) -> None:
     print(f"# mpipar {mpipar.__version__}, {mpi_version()}, torch {torch.__version__}, numpy {np.__version__}")
     hosts = f"{mesh.num_hosts} host{'' if mesh.num_hosts == 1 else 's'}"
     print(f"# {mesh.world.size} ranks on {hosts}, {torch.get_num_threads()} torch thread(s) a rank")
+    if mesh.host.size > len(os.sched_getaffinity(0)):
+        print("# more ranks than cores: small sizes measure who hands the core to whom, not the algorithms")
     print(f"# {os.cpu_count()} x {_processor()}, {platform.system()} {platform.release()}", flush=True)
 
 

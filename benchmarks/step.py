@@ -27,23 +27,23 @@ class Step:
     """Times a data-parallel training step against torch DDP over gloo and against no communication."""
 
     layers: int = 8
-    """Of the model."""
+    """Transformer layers."""
     dim: int = 512
-    """Of the model."""
+    """Width of the residual stream."""
     heads: int = 8
-    """Of the model."""
+    """Attention heads."""
     vocab_size: int = 4096
-    """Of the model."""
+    """Token ids."""
     batch: int = 4
-    """Sequences of a rank."""
+    """Sequences in a step of one rank."""
     seq_len: int = 256
-    """Tokens of a sequence."""
+    """Tokens in a sequence."""
     bf16: bool = False
     """Autocast matrix products to bfloat16."""
     rounds: int = 7
-    """Steps that are measured, of each way."""
+    """Steps of each contestant that are timed."""
     warmup: int = 2
-    """Steps before, of each way."""
+    """Steps of each contestant before, that are not."""
     bucket_mib: float = 4.0
     """Of our replicas; DDP has its default of 25 MiB, the first of 1 MiB."""
 
@@ -72,7 +72,7 @@ class Step:
         precision = "bf16" if self.bf16 else "fp32"
         millions = model.num_parameters() / 1e6
         print(f"# {millions:.1f} M parameters, {self.batch} x {self.seq_len} tokens a rank, {precision}")
-        print(f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'over alone':>24} {'over DDP':>24}")
+        print(f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'time / alone':>24} {'time / DDP':>24}")
         for name, title in (("alone", "no communication"), ("mpipar", "mpipar, ring"), ("ddp", "torch DDP, gloo")):
             seconds = float(np.median(times[name]))
             cells = ["{:.3f} ({:.3f} .. {:.3f})".format(*ratio(times, name, other)) for other in ("alone", "ddp")]

@@ -43,7 +43,7 @@ class Buffer:
         MessageError: The dtype, layout or kind of array cannot be sent.
     """
 
-    __slots__ = ("_bytes", "_origin", "_staged", "dtype", "itemsize", "lib", "size", "values")
+    __slots__ = ("_bytes", "_on_device", "_origin", "_staged", "dtype", "itemsize", "lib", "size", "values")
 
     lib: ModuleType  # numpy, torch or cupy: whichever adds these values
     values: Any  # [size], of that library
@@ -61,14 +61,21 @@ class Buffer:
             raise MessageError(f"a tensor of layout {array.layout} cannot be sent: call to_dense() first")
         if kind == "numpy" and writable and not array.flags.writeable:
             raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
+        if kind == "numpy" and isinstance(array, np.ma.MaskedArray):
+            raise MessageError("a masked array cannot be sent, its mask would be lost: call filled() first")
+        if writable and _repeats_elements(self._origin):
+            raise MessageError(
+                "the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy"
+            )
         if kind == "torch" and self._origin.device.type not in ("cpu", "cuda"):
             raise MessageError(f"a tensor on device {array.device} cannot be sent: move it to the CPU or a CUDA device")
 
         on_device = kind == "cupy" or (kind == "torch" and self._origin.device.type == "cuda")
-        if on_device:
-            flat = _device_view(self._origin) if _mpi_takes_device_pointers() else _host_copy(self._origin)
+        self._on_device = on_device and _mpi_takes_device_pointers()
+        if on_device and not self._on_device:
+            flat = _host_copy(self._origin)
         else:
-            flat = _contiguous(self._origin, kind)
+            flat = _contiguous(self._origin, kind, writable)
         self._staged = writable and not _shares_memory(flat, self._origin)
         self.lib, self.values, self._bytes = _two_views(flat, self.dtype)
         self.size: int = int(np.prod(array.shape, dtype=np.int64))
@@ -83,6 +90,8 @@ class Buffer:
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
+        if self._on_device:
+            _synchronise(self._bytes)
         return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
@@ -105,7 +114,9 @@ class Buffer:
         elif isinstance(self._origin, np.ndarray):
             self._origin[...] = self.values.reshape(self._origin.shape)
         else:
-            self._origin.set(self.values.reshape(self._origin.shape))
+            import cupy
+
+            self._origin[...] = cupy.asarray(self.values).reshape(self._origin.shape)
 
     def require(self, op: Op) -> None:
         """Refuses an operation that would be silently wrong for this dtype."""
@@ -117,10 +128,16 @@ class Buffer:
             raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
 
 
-def _contiguous(array: Any, kind: str) -> Any:
+def _contiguous(array: Any, kind: str, writable: bool) -> Any:
     """The array itself, flat, or a flat copy of it."""
     if kind == "torch":  # an empty tensor may have stride 0, which cannot be viewed as bytes
-        return array.contiguous().view(-1) if array.numel() else array.new_empty(0)
+        return array.resolve_neg().contiguous().view(-1) if array.numel() else array.new_empty(0)
+    if kind == "cupy":
+        import cupy
+
+        return cupy.ascontiguousarray(array).reshape(-1)
+    if not writable and not array.flags.writeable and array.dtype == np.float16:
+        return array.flatten()  # torch, which adds float16, would warn of memory that it must not write
     return np.ascontiguousarray(array).reshape(-1)
 
 
@@ -145,15 +162,9 @@ def _mpi_takes_device_pointers() -> bool:
     return os.environ.get("MPIPAR_CUDA_AWARE_MPI", "0") == "1"
 
 
-def _device_view(array: Any) -> Any:
-    """A flat device array whose values are ready: MPI knows nothing of the stream that is still producing them."""
-    if isinstance(array, torch.Tensor):
-        torch.cuda.current_stream(array.device).synchronize()
-        return array.contiguous().view(-1)
-    import cupy
-
-    cupy.cuda.get_current_stream().synchronize()
-    return cupy.ascontiguousarray(array).reshape(-1)
+def _synchronise(raw: Any) -> None:
+    """Waits until all that was asked of the device is done: MPI knows nothing of the streams that still work on it."""
+    raw.device.synchronize()
 
 
 def _host_copy(array: Any) -> Any:
@@ -161,6 +172,12 @@ def _host_copy(array: Any) -> Any:
     if isinstance(array, torch.Tensor):
         return array.cpu().contiguous().view(-1)
     return array.get().reshape(-1)
+
+
+def _repeats_elements(array: Any) -> bool:
+    """Whether several of its elements are one place in memory."""
+    strides = array.stride() if isinstance(array, torch.Tensor) else array.strides
+    return any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True))
 
 
 def _shares_memory(flat: Any, origin: Any) -> bool:

@@ -109,13 +109,12 @@ def terminal_device() -> str | None:
     """
     if not sys.stdout.isatty():
         return None
-    if "PMIX_RANK" not in os.environ and "PMI_RANK" not in os.environ:
-        return os.ttyname(sys.stdout.fileno())
+    launched = "PMIX_RANK" in os.environ or "PMI_RANK" in os.environ
     try:
-        device = os.readlink(f"/proc/{os.getppid()}/fd/1")
-    except OSError:
+        device = os.readlink(f"/proc/{os.getppid()}/fd/1") if launched else os.ttyname(sys.stdout.fileno())
+    except OSError:  # the parent is somebody else's, or the terminal is outside this container
         return None
-    return device if device.startswith(("/dev/pts/", "/dev/tty")) else None
+    return device if device.startswith(("/dev/pts/", "/dev/tty")) and os.access(device, os.W_OK) else None
 
 
 def _require_one_job(world: Communicator) -> None:

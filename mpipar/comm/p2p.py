@@ -52,12 +52,15 @@ class Wire:
 
     def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
         """Posts the sending of elements [start, stop)."""
-        self._traffic.bytes_sent += (stop - start) * buffer.itemsize
-        return Pending(self._comm.Isend(buffer.message(start, stop), to, self._tag), to, receiving=False)
+        num_bytes = (stop - start) * buffer.itemsize
+        self._traffic.bytes_sent += num_bytes
+        request = self._comm.Isend(buffer.message(start, stop), to, self._tag)
+        return Pending(request, to, receiving=False, num_bytes=num_bytes)
 
     def receive(self, buffer: Buffer, start: int, stop: int, source: int) -> Pending:
         """Posts the receiving of elements [start, stop)."""
-        return Pending(self._comm.Irecv(buffer.message(start, stop), source, self._tag), source, receiving=True)
+        request = self._comm.Irecv(buffer.message(start, stop), source, self._tag)
+        return Pending(request, source, receiving=True, num_bytes=(stop - start) * buffer.itemsize)
 
 
 def segments(start: int, stop: int, elements: int) -> Iterator[tuple[int, int]]:

@@ -36,6 +36,8 @@ class Pending:
     request: MPI.Request
     peer: int  # rank in the communicator
     receiving: bool
+    num_bytes: int
+    through: bool = False
 
 
 Algorithm = Iterator[Pending]
@@ -63,7 +65,7 @@ class Work:
         self._progress.finish(self)
 
     def test(self) -> bool:
-        """Advances whatever can advance; whether this operation is done."""
+        """Advances whatever can advance; whether this operation is done, or has failed, which `wait` then raises."""
         self._progress.poll()
         return self.done
 
@@ -76,9 +78,9 @@ class Work:
                 moved = True
         except StopIteration:
             self.done = moved = True
-        except MPI.Exception as error:
+        except MessageError as error:
             self.done = True
-            self.error = self._explained(error)
+            self.error = MessageError(f"{self.name} on axis {self.axis!r}: {error.message}")
         except Exception as error:
             self.done = True
             self.error = error
@@ -90,18 +92,8 @@ class Work:
         doing = f"nothing came from rank {peer}" if self._pending.receiving else f"rank {peer} took nothing"
         return StallError(
             f"{self.name} on axis {self.axis!r}: {doing} for {waited_s:.0f} s. That rank, or one it waits for, is "
-            "stuck, gone, or in another operation. Look at that rank's output; a longer wait is --comm.timeout-s",
-            axis=self.axis,
+            "stuck, gone, or in another operation. Look at that rank's output; --comm.timeout-s makes the wait longer"
         )
-
-    def _explained(self, error: MPI.Exception) -> Exception:
-        if error.Get_error_class() == MPI.ERR_TRUNCATE and self._pending is not None:
-            return MessageError(
-                f"{self.name} on axis {self.axis!r}: the message of rank {self._pending.peer} is longer than the array "
-                "here. All ranks must call it with the same size and dtype",
-                axis=self.axis,
-            )
-        return error
 
 
 class Progress:
@@ -115,6 +107,7 @@ class Progress:
         self.timeout_s = timeout_s
         self._lanes: dict[int, deque[Work]] = {}
         self._loose: list[Work] = []
+        self._failed: list[Work] = []
 
     def start(self, work: Work, lane: int) -> Work:
         """Queues a collective behind those that its communicator has started before."""
@@ -124,9 +117,8 @@ class Progress:
 
     def start_now(self, work: Work) -> Work:
         """Starts a send or receive at once: it must not queue behind a receive that it may be the answer to."""
-        work.advance()
-        if not work.done:
-            self._loose.append(work)
+        self._loose.append(work)
+        self.poll()
         return work
 
     def poll(self) -> bool:
@@ -137,10 +129,12 @@ class Progress:
                 moved = True
                 if not lane[0].done:
                     break
-                lane.popleft()
+                self._retire(lane.popleft())
         if self._loose:
             for work in self._loose:
                 moved |= work.advance()
+                if work.done:
+                    self._retire(work)
             self._loose = [work for work in self._loose if not work.done]
         return moved
 
@@ -165,6 +159,11 @@ class Progress:
         if work.error is not None:
             raise work.error
 
+    def _retire(self, work: Work) -> None:
+        """Forgets an operation that is done; of one that failed MPI may still write into the memory."""
+        if work.error is not None:
+            self._failed.append(work)
+
     def _holding_up(self, work: Work) -> Work:
         """The operation that has to move first: the one at the head of the lane in which this one queues."""
         return next((lane[0] for lane in self._lanes.values() if work in lane), work)
@@ -181,5 +180,27 @@ _NAP_S = 0.0005
 
 
 def completed(pending: Pending) -> bool:
-    """Whether the message is through. Testing is also what makes MPI move all the others."""
-    return pending.request.Test()
+    """Whether the message is through. Testing is also what makes MPI move all the others.
+
+    Raises:
+        MessageError: It is shorter or longer than the memory that awaits it.
+    """
+    if pending.through:
+        return True
+    status = MPI.Status()
+    try:
+        pending.through = pending.request.Test(status)
+    except MPI.Exception as error:
+        if error.Get_error_class() == MPI.ERR_TRUNCATE:
+            raise _mismatch(pending, f"more than {pending.num_bytes:,}") from error
+        raise
+    if pending.through and pending.receiving and status.Get_count(MPI.BYTE) != pending.num_bytes:
+        raise _mismatch(pending, f"{status.Get_count(MPI.BYTE):,}")
+    return pending.through
+
+
+def _mismatch(pending: Pending, sent: str) -> MessageError:
+    return MessageError(
+        f"rank {pending.peer} sent {sent} bytes where {pending.num_bytes:,} were expected: all ranks must make this "
+        "call with the same size and dtype"
+    )

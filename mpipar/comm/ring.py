@@ -128,11 +128,12 @@ def _circulate(
 
     for i, (a, b, adds, passed_on, completes) in enumerate(arrivals):
         horizon = min(i + _RECEIVES_AHEAD, len(arrivals))
-        while len(posted) < horizon and _lands_in_free_memory(arrivals[len(posted)], sent):
+        while len(posted) < horizon and _lands_in_free_memory(arrivals, i, len(posted), sent):
             post(len(posted))
         if len(posted) == i:
-            # This cannot deadlock: of all ranks, the one furthest behind always finds its message taken already,
-            # because the rank that takes it is further.
+            # This cannot deadlock. A segment is sent n - 1 rounds before another value of it arrives, so a rank that is
+            # no further behind than its sender has taken it already; and of all ranks the one furthest behind has
+            # such a neighbour.
             yield sent.pop(a)
             post(i)
         yield posted[i]
@@ -146,6 +147,11 @@ def _circulate(
     x.commit()
 
 
-def _lands_in_free_memory(arrival: Arrival, sent: dict[int, Pending]) -> bool:
-    """Whether no earlier value of the segment is still being sent from where this one is to be received."""
-    return arrival.adds or arrival.a not in sent or completed(sent[arrival.a])
+def _lands_in_free_memory(arrivals: Sequence[Arrival], now: int, index: int, sent: dict[int, Pending]) -> bool:
+    """Whether arrival `index` may be posted: no earlier value of its segment is awaited or being sent."""
+    a, _, adds, *_ = arrivals[index]
+    if adds:
+        return True
+    if any(earlier.a == a for earlier in arrivals[now:index]):
+        return False
+    return a not in sent or completed(sent[a])

@@ -36,8 +36,8 @@ class ModelConfig:
     max_seq_len: int = 1024
     """Longest sequence that the model takes."""
 
-    tied: bool | None = None
-    """The output head shares the weights of the embedding; the family's custom if not given (llama: no, gpt2: yes)."""
+    tied: bool = True
+    """The output head shares the weights of the embedding, as in GPT-2 and in small Llamas; false: it has its own."""
 
     rope_theta: float = 10_000.0
     """Base of the wavelengths of rotary positions; without effect on gpt2."""
@@ -81,14 +81,9 @@ class ModelConfig:
         """Width of the feed-forward network as built."""
         return FAMILIES[self.family].ffn_dim(self.dim) if self.ffn_dim is None else self.ffn_dim
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embedding, as built."""
-        return FAMILIES[self.family].tied if self.tied is None else self.tied
-
     def resolved(self) -> ModelConfig:
         """The same shape with nothing left to a rule: what is written beside a checkpoint."""
-        return replace(self, kv_heads=self.num_kv_heads, ffn_dim=self.ffn_width, tied=self.is_tied)
+        return replace(self, kv_heads=self.num_kv_heads, ffn_dim=self.ffn_width)
 
 
 def _flag(name: str) -> str:

@@ -1,7 +1,7 @@
 """What tells one family of transformers from another, as data: the code of the model asks here and nowhere else.
 
-llama   Touvron et al. 2023: RMSNorm, rotary positions, SwiGLU, no biases, a head of its own
-gpt2    Radford et al. 2019: LayerNorm, learned positions, GELU, biases, the head tied to the embedding
+llama   Touvron et al. 2023: RMSNorm, rotary positions, SwiGLU, no biases
+gpt2    Radford et al. 2019: LayerNorm, learned positions, GELU, biases
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ class Family:
     bias: bool
     """Linear layers have biases."""
 
-    tied: bool
-    """The output head is the embedding, unless the configuration says otherwise."""
-
     ffn_dim: Callable[[int], int]
     """The width of the feed-forward network for a model dim."""
 
@@ -54,7 +51,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             activation=F.silu,
             gated=True,
             bias=False,
-            tied=False,
             ffn_dim=_gated_ffn_dim,
         ),
         "gpt2": Family(
@@ -63,7 +59,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             activation=partial(F.gelu, approximate="tanh"),
             gated=False,
             bias=True,
-            tied=True,
             ffn_dim=lambda dim: 4 * dim,
         ),
     }

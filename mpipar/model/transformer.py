@@ -38,7 +38,7 @@ class Transformer(nn.Module):
         self.positions = None if family.rotary else nn.Embedding(config.max_seq_len, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = family.norm(config.dim, eps=config.norm_eps)
-        self.head = None if config.is_tied else nn.Linear(config.dim, vocab_size, bias=False)
+        self.head = None if config.tied else nn.Linear(config.dim, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] int64 -> logits [B, T, V] of the token that follows each."""

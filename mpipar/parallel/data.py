@@ -109,8 +109,9 @@ class DataParallel:
         result because its processor, or its number of threads, adds in another order.
         """
         chunks = [bucket.flat[self.comm.chunk(bucket.flat.numel())] for bucket in self.buckets]
-        squares = [torch.linalg.vector_norm(chunk).item() ** 2 for chunk in chunks]
-        return math.sqrt(self.comm.all_reduce(np.array([math.fsum(squares)]))[0])
+        norms = [torch.linalg.vector_norm(chunk).item() for chunk in chunks]
+        squares = self.comm.all_reduce(np.array([sum(norm * norm for norm in norms)]))
+        return math.sqrt(squares[0])
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients, after `reduce`."""

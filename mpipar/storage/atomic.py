@@ -55,6 +55,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.rename(path, replaced)
         os.rename(partial, path)
     except BaseException:
+        if replaced and replaced.exists() and not path.exists():
+            os.rename(replaced, path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(path.parent)

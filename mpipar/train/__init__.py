@@ -6,7 +6,11 @@ step          one step: microbatches to gradients, gradients to weights
 source        which microbatches this rank reads
 optimizer     AdamW, the learning rate
 resume        going on from a checkpoint, writing one
+stop          being asked to stop
 run_folder    what is kept of a run
 metrics       what is measured
-terminal report plot     what is shown
+record        where that is kept and shown
+terminal      lines and a progress line
+report        the header, the sample of text
+plot          loss.png
 """

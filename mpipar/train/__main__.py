@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from mpipar.comm import Communicator, decide_on_root, run_job
-from mpipar.train.config import parse
-from mpipar.train.loop import train
+from mpipar.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from mpipar.comm import Communicator
 
 
-def main(world: Communicator) -> None:
+def main(world: Communicator, stop: StopRequest) -> None:
+    from mpipar.comm import decide_on_root
+    from mpipar.train.config import parse
+    from mpipar.train.loop import train
+
     config = decide_on_root(world, lambda: parse(sys.argv[1:]))
     world.progress.timeout_s = config.comm.timeout_s
-    train(config, world)
+    train(config, world, stop)
 
 
 if __name__ == "__main__":
-    run_job(main)
+    stop = StopRequest()  # first of all: the imports take seconds
+    from mpipar.comm import run_job
+
+    run_job(lambda world: main(world, stop))

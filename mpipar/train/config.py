@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -24,6 +25,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class DataConfig:
 class TrainConfig:
     """The optimization."""
 
-    steps: int = 600
+    steps: int = 450
     """Optimizer steps of the whole run."""
     global_batch: int = 16
     """Sequences in a step, over all ranks. The result depends on it, not on the number of ranks."""
@@ -66,11 +70,11 @@ class TrainConfig:
     """Tokens in a sequence."""
     seed: int = 1
     """Of the initial weights and of the order of the data."""
-    lr: float = 3e-3
+    lr: float = 2e-3
     """Peak learning rate, reached after the warm-up."""
     min_lr_ratio: float = 0.1
     """Learning rate at the end of the cosine, as a part of the peak."""
-    warmup_steps: int = 60
+    warmup_steps: int = 30
     """Steps in which the learning rate rises linearly."""
     weight_decay: float = 0.1
     """Of matrices and embeddings; never of norms and biases."""
@@ -82,7 +86,7 @@ class TrainConfig:
     """AdamW's epsilon."""
     clip_norm: float = 1.0
     """Largest L2 norm of the gradient; it is scaled down to this. 0 for no clipping."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """Of matrix products: bf16 is autocast over fp32 weights; auto takes it where all processors have it built in."""
     compile: bool = False
     """Run the model through torch.compile. Takes a minute at the start."""
@@ -98,14 +102,24 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("global_batch", "microbatch", "seq_len", "eval_every", "eval_sequences", "max_skipped"):
             value = getattr(self, name)
-            _require(value >= 1, f"{_flag('train', name)} {value} must be at least 1")
-        for name in ("steps", "warmup_steps", "weight_decay", "clip_norm", "seed", "min_lr_ratio"):
+            _require(value >= 1, f"{flag('train', name)} {value} must be at least 1")
+        for name in ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip_norm"):
             value = getattr(self, name)
-            _require(value >= 0, f"{_flag('train', name)} {value} must not be negative")
+            _require(math.isfinite(value), f"{flag('train', name)} {value} must be a finite number")
+        for name in ("steps", "warmup_steps", "weight_decay", "clip_norm", "min_lr_ratio"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{flag('train', name)} {value} must not be negative")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"{_flag('train', name)} {value} must be in [0, 1)")
-        _require(self.lr > 0, f"--train.lr {self.lr} must be positive")
+            _require(0 <= value < 1, f"{flag('train', name)} {value} must be in [0, 1)")
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            _require(value > 0, f"{flag('train', name)} {value} must be positive")
+        _require(0 <= self.seed < 2**63, f"--train.seed {self.seed} must be in [0, 2^63)")
+        _require(
+            self.precision in get_args(PrecisionName),
+            f"--train.precision {self.precision!r} must be one of {', '.join(get_args(PrecisionName))}",
+        )
         _require(
             self.global_batch % self.microbatch == 0,
             f"--train.global-batch {self.global_batch} is not a multiple of --train.microbatch {self.microbatch}: "
@@ -159,8 +173,8 @@ class Config:
     config: Path | None = None
     """A TOML file of settings, [section] key = value; flags on the command line win over it."""
     resume: str = "auto"
-    """auto: go on from the run folder's latest checkpoint, if there is one. never: start anew, an earlier run is moved
-    aside. Else: a checkpoint's or run's folder to go on from."""
+    """auto goes on from the run folder's latest checkpoint, if there is one; never starts anew and moves an earlier run
+    aside; a folder, of a checkpoint or of a run, is where to go on from."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -205,7 +219,8 @@ def read_toml(path: Path) -> Config:
 
 def from_table(default: Any, table: Mapping[str, Any], source: str, section: str = "") -> Any:
     """`default`, a dataclass, with the values of a nested table; unknown keys and wrong types are errors."""
-    known = {f.name: getattr(default, f.name) for f in fields(default)}
+    known = {f.name: getattr(default, f.name) for f in fields(default) if f.name != "config"}
+    hints = get_type_hints(type(default))
     values = {}
     for key, value in table.items():
         name = key.replace("-", "_")
@@ -220,7 +235,7 @@ def from_table(default: Any, table: Mapping[str, Any], source: str, section: str
                 raise ConfigError(f"{source}: {where!r} is a section: write [{where}] and its keys below")
             values[name] = from_table(current, value, source, where)
         else:
-            values[name] = _typed(current, value, where, source)
+            values[name] = _typed(hints[name], value, where, source)
     return replace(default, **values)
 
 
@@ -240,25 +255,37 @@ def to_toml(config: Config) -> str:
     """The settings as a TOML file that `--config` reads. `config` itself, the name of another file, is not in it."""
     table = to_table(replace(config, config=None))
     # Strings, numbers and booleans of JSON are those of TOML.
-    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in table.items()
+        if not isinstance(value, dict)
+    ]
     for section, values in table.items():
         if isinstance(values, dict):
-            lines += ["", f"[{section}]"] + [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+            lines += ["", f"[{section}]"] + [
+                f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+            ]
     return "\n".join(lines) + "\n"
 
 
-def _typed(current: Any, value: Any, where: str, source: str) -> Any:
-    """A TOML value as the type of the setting it replaces."""
-    if isinstance(current, Path) and isinstance(value, str):
-        return Path(value)
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if current is None or type(value) is type(current):
+def _typed(hint: Any, value: Any, where: str, source: str) -> Any:
+    """A TOML value as the type of its setting: a plain one, one of several words, or one that may be left out."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    if value in kinds:
         return value
-    raise ConfigError(f"{source}: {where!r} is {value!r}: expected a {type(current).__name__}")
+    kind = kinds[0]
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    expected = kind.__name__ if isinstance(kind, type) else f"one of {', '.join(map(repr, kinds))}"
+    raise ConfigError(f"{source}: {where!r} is {value!r}: expected {expected}")
 
 
-def _flag(section: str, name: str) -> str:
+def flag(section: str, name: str) -> str:
+    """A setting as it is typed: --train.seq-len."""
     return f"--{section}.{name.replace('_', '-')}"
 
 

@@ -8,9 +8,8 @@ Everything that reaches the outside (the terminal, the run folder) is rank 0's; 
 
 from __future__ import annotations
 
-import signal
+import math
 from dataclasses import replace
-from types import FrameType
 
 import numpy as np
 import torch
@@ -22,24 +21,36 @@ from mpipar.model import Transformer, initialise
 from mpipar.train import report, resume
 from mpipar.train.config import Config
 from mpipar.train.metrics import StepMetrics
-from mpipar.train.run_folder import Metrics, RunFolder
+from mpipar.train.plot import plot_loss
+from mpipar.train.record import Record
+from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep, bf16_is_fast
+from mpipar.train.stop import StopRequest
 from mpipar.train.terminal import Terminal
 
 
-def train(config: Config, world: Communicator) -> None:
-    """Trains the model that the settings describe. Collective over all ranks of the job."""
+def train(config: Config, world: Communicator, stop: StopRequest) -> None:
+    """Trains the model that the settings describe. Collective over all ranks of the job.
+
+    Args:
+        config: The settings, the same on all ranks.
+        world: All ranks of the job.
+        stop: Whether this rank is asked to stop.
+    """
     mesh = Mesh(world, Grid.of(world.size))
     comm = mesh["dp"]
-    stop = StopRequest()
     # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
     threads = min(world.all_gather_object(mesh.cores_per_rank()))
     torch.set_num_threads(threads)
     with agreement(world):
         source = Source(config, comm)
     config = resolve(config, world)
-    identity = {"vocab_size": source.shards.vocab_size, "tokenizer": source.shards.tokenizer_id}
+    identity = {
+        "vocab_size": source.shards.vocab_size,
+        "tokenizer": source.shards.tokenizer_id,
+        "num_tokens": source.shards.num_tokens,
+    }
     folder = RunFolder(config.run.dir)
     path, said = decide_on_root(world, lambda: resume.prepare(config, folder, identity))
 
@@ -49,8 +60,10 @@ def train(config: Config, world: Communicator) -> None:
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
     for line in report.header(config, mesh, source, model, threads=threads, origin=said):
         terminal.say(line)
-    Run(config, comm, folder, source, step, terminal, identity, stop).finish(done)
-    source.close()
+    try:
+        Run(config, comm, folder, source, step, terminal, identity).finish(done, stop)
+    finally:
+        source.close()
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:
@@ -71,18 +84,6 @@ def resolve(config: Config, world: Communicator) -> Config:
     return replace(config, model=config.model.resolved(), train=train)
 
 
-class StopRequest:
-    """Set by SIGTERM or SIGUSR1. It takes effect at the end of a step, on all ranks at the same one."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
 class Run:
     """The steps of a run, and what is kept of them."""
 
@@ -95,7 +96,6 @@ class Run:
         step: TrainStep,
         terminal: Terminal,
         identity: dict[str, object],
-        stop: StopRequest,
     ):
         self._config = config
         self._comm = comm
@@ -104,41 +104,40 @@ class Run:
         self._step = step
         self._terminal = terminal
         self._identity = identity
-        self._stop = stop
 
-    def finish(self, done: int) -> None:
+    def finish(self, done: int, stop: StopRequest) -> None:
         """Runs the steps that follow `done` finished ones, to the last or until the job is asked to stop."""
         config, root = self._config, self._comm.rank == 0
         if root:
-            discard_after(self._folder.checkpoints, done)
+            with writing(self._folder.checkpoints):
+                discard_after(self._folder.checkpoints, done)
         self._terminal.begin(config.train.steps, done)
-        metrics = Metrics(self._folder.metrics, after_step=done) if root else None
-        board = report.open_tensorboard(self._folder.tensorboard, done) if root and config.run.tensorboard else None
-        val_loss, asked = None, False
-        while done < config.train.steps and not asked:
-            measured, asked = self._step(done, self._source, stop=self._stop.asked)
-            done += 1
-            last = done == config.train.steps
-            if metrics is not None:
-                metrics.write(measured.to_json())
-            if board is not None:
-                board.step(measured)
-            self._terminal.step(measured)
-            self._give_up_if_diverged(measured)
-            if done % config.run.log_every == 0:
-                self._step.memory.sample()
-            if last or done % config.train.eval_every == 0:
-                val_loss = self._evaluate(done, measured.tokens, metrics, board)
-            if last or asked or done % config.checkpoint.every == 0:
-                self._save(done, metrics)
-        if val_loss is None and done == config.train.steps:
-            val_loss = self._evaluate(done, self._step.tokens_seen)
-        self._terminal.end()
-        for output in (metrics, board):
-            if output is not None:
-                output.close()
+        record = Record(self._folder, self._terminal, done=done, keeps=root, tensorboard=config.run.tensorboard)
+        try:
+            done, val_loss = self._run_steps(done, record, stop)
+        finally:
+            record.close()
         if root:
             self._conclude(done, val_loss if done == config.train.steps else None)
+
+    def _run_steps(self, done: int, record: Record, stop: StopRequest) -> tuple[int, float]:
+        """The steps. Returns how many are done, and the last validation loss."""
+        config = self._config
+        asked, val_loss = False, math.nan
+        while done < config.train.steps and not asked:
+            measured, asked = self._step(done, self._source, stop=stop.asked)
+            done += 1
+            record.step(measured)
+            self._give_up_if_diverged(measured)
+            last = done == config.train.steps
+            if last or done % config.train.eval_every == 0:
+                val_loss = self._evaluate(done)
+                record.evaluation(done, measured.tokens, val_loss)
+            if last or asked or done % config.checkpoint.every == 0:
+                self._save(done, record)
+        if math.isnan(val_loss) and done == config.train.steps:
+            val_loss = self._evaluate(done)  # there was no step left; what is recorded of the last one stays
+        return done, val_loss
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:
@@ -146,34 +145,24 @@ class Run:
         with agreement(self._comm):
             raise DivergedError(
                 f"the loss or a gradient was not finite in {self._step.skipped_in_a_row} steps in a row, up to step "
-                f"{measured.step}. The weights are those of the last good step. Try a smaller --train.lr, more "
-                "--train.warmup-steps, or --train.precision fp32"
+                f"{measured.step}. Try a smaller --train.lr, more --train.warmup-steps, or --train.precision fp32; the "
+                f"checkpoints in {self._folder.path} are as they were"
             )
 
-    def _evaluate(
-        self,
-        done: int,
-        tokens_seen: int,
-        metrics: Metrics | None = None,
-        board: report.TensorBoard | None = None,
-    ) -> float:
+    def _evaluate(self, done: int) -> float:
         """Collective: the mean loss over the validation sequences, in nats a token."""
         with agreement(self._comm):
             mine = self._step.evaluate(self._source.validation())
         loss_sum, num_tokens = self._comm.all_reduce(np.array(mine, np.float64))
         val_loss = float(loss_sum / num_tokens)
-        if metrics is not None:
-            metrics.write({"step": done, "tokens": tokens_seen, "val_loss": val_loss})
-        if board is not None:
-            board.evaluation(done, val_loss)
         self._terminal.evaluation(done, val_loss, self._source.shards.unigram_entropy)
         return val_loss
 
-    def _save(self, done: int, metrics: Metrics | None) -> None:
+    def _save(self, done: int, record: Record) -> None:
         """Collective: a checkpoint."""
         with agreement(self._comm):
-            if metrics is not None:
-                metrics.sync()
+            record.sync()
+            if self._comm.rank == 0:
                 resume.save(self._folder, done, self._step, self._config, self._identity)
 
     def _conclude(self, done: int, val_loss: float | None) -> None:
@@ -181,10 +170,11 @@ class Run:
         config, entropy = self._config, self._source.shards.unigram_entropy
         name, millions = self._folder.path.name, self._step.model.num_parameters() / 1e6
         title = f"{name}: {millions:.1f} M parameters, {self._comm.size} ranks"
-        self._terminal.say(report.draw(self._folder, entropy=entropy, title=title))
+        drawn = plot_loss(self._folder.metrics, self._folder.plot, entropy=entropy, title=title)
+        self._terminal.say(f"plot    {drawn}")
         if val_loss is None:
             self._terminal.say(
-                f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; the same command goes on"
+                f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; --resume auto goes on"
             )
             return
         if config.run.sample_tokens:

@@ -32,8 +32,8 @@ class StepMetrics:
     skipped: bool = False  # the loss or a gradient was not finite, and no weight was changed
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the line. JSON has no NaN: what is not finite is null."""
-        values = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in asdict(self).items()}
+        """The object of the line."""
+        values = asdict(self)
         if not self.skipped:
             del values["skipped"]
         return values
@@ -87,7 +87,7 @@ class PeakMemory:
         try:
             text = Path("/proc/self/smaps_rollup").read_text("ascii")
             now = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
-        except OSError:
+        except (OSError, StopIteration):
             import resource
 
             now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

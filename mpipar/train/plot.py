@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpipar.storage import atomic_file
-from mpipar.train.run_folder import read_metrics
+from mpipar.train.run_folder import read_metrics, writing
 
 
-def plot_loss(metrics: Path, picture: Path, *, entropy: float, title: str) -> bool:
-    """Draws training and validation loss over the tokens seen; whether matplotlib was there to do it.
+def plot_loss(metrics: Path, picture: Path, *, entropy: float, title: str) -> str:
+    """Draws training and validation loss over the tokens seen. Returns where it is, or why it is not.
 
     Args:
         metrics: A metrics.jsonl.
@@ -20,15 +20,15 @@ def plot_loss(metrics: Path, picture: Path, *, entropy: float, title: str) -> bo
     try:
         import matplotlib
     except ImportError:
-        return False
+        return "none: matplotlib is not installed (pip install 'mpipar[plots]')"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     lines = read_metrics(metrics)
     steps = [m for m in lines if m.get("loss") is not None]
-    evaluations = [m for m in lines if "val_loss" in m]
+    evaluations = [m for m in lines if m.get("val_loss") is not None]
     if not steps:
-        return True
+        return "none: there are no steps to draw"
     tokens = [m["tokens"] / 1e6 for m in steps]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes.axhline(entropy, color="0.5", linestyle="--", linewidth=1, label=f"unigram entropy {entropy:.2f}")
@@ -46,10 +46,10 @@ def plot_loss(metrics: Path, picture: Path, *, entropy: float, title: str) -> bo
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    with atomic_file(picture) as partial:
+    with writing(picture), atomic_file(picture) as partial:
         figure.savefig(partial, format="png")
     pyplot.close(figure)
-    return True
+    return str(picture)
 
 
 def _smoothed(values: list[float]) -> list[float]:

@@ -1,8 +1,6 @@
-"""What a run tells a person beyond its steps: the header, TensorBoard, the picture, a sample of text."""
+"""What a run tells a person before and after its steps: what is about to run, and what the model then writes."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
@@ -10,9 +8,6 @@ import mpipar
 from mpipar.comm import Mesh, mpi_version
 from mpipar.model import Transformer, generate
 from mpipar.train.config import Config
-from mpipar.train.metrics import StepMetrics
-from mpipar.train.plot import plot_loss
-from mpipar.train.run_folder import RunFolder
 from mpipar.train.source import Source
 
 
@@ -48,45 +43,6 @@ def header(config: Config, mesh: Mesh, source: Source, model: Transformer, *, th
             ("note", f"{_count(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
     return [f"{name:<7} {text}" for name, text in lines]
-
-
-class TensorBoard:
-    """The run's events.
-
-    Args:
-        folder: Where they are written.
-        done: Events of later steps, of a run that was stopped behind its last checkpoint, are taken back.
-    """
-
-    def __init__(self, folder: Path, done: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1)
-
-    def step(self, m: StepMetrics) -> None:
-        for name in ("loss", "lr", "grad_norm", "tokens_per_s", "comm_s"):
-            self._writer.add_scalar(f"train/{name}", getattr(m, name), m.step)
-
-    def evaluation(self, step: int, val_loss: float) -> None:
-        self._writer.add_scalar("val/loss", val_loss, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def open_tensorboard(folder: Path, done: int) -> TensorBoard | None:
-    """The events, where tensorboard is installed."""
-    try:
-        return TensorBoard(folder, done)
-    except ImportError:
-        return None
-
-
-def draw(folder: RunFolder, *, entropy: float, title: str) -> str:
-    """Draws loss.png; a line that says where it is, or what is missing."""
-    if plot_loss(folder.metrics, folder.plot, entropy=entropy, title=title):
-        return f"plot    {folder.plot}"
-    return "plot    none: matplotlib is not installed (pip install 'mpipar[plots]')"
 
 
 def sample(model: Transformer, source: Source, config: Config) -> list[str]:

@@ -14,12 +14,12 @@ from mpipar.checkpoint import Checkpoint
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
 from mpipar.storage import remove_partials
-from mpipar.train.config import Config, to_table, to_toml
-from mpipar.train.run_folder import RunFolder
+from mpipar.train.config import Config, flag, to_table, to_toml
+from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.step import TrainStep
 
 # A checkpoint of other values is of another model, or of another sequence of batches.
-_MUST_MATCH = ("train.seed", "train.seq_len", "train.global_batch")
+_MUST_MATCH = (("train", "seed"), ("train", "seq_len"), ("train", "global_batch"))
 
 
 def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Path | None, str]:
@@ -28,7 +28,7 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
     Args:
         config: The settings; `resume` is auto, never, or a folder.
         folder: The run folder.
-        identity: What the data says of the model: vocab_size, tokenizer.
+        identity: What tells one data set from another: vocab_size, tokenizer, num_tokens.
 
     Returns:
         The checkpoint to go on from, if any, and a line that says what was decided.
@@ -41,8 +41,9 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
     if config.resume == "never" and folder.holds_a_run():
         said = f"a fresh start; the earlier run is now {folder.move_aside()}"
     folder.create()
-    remove_partials(folder.path)
-    remove_partials(folder.checkpoints)
+    with writing(folder.path):
+        remove_partials(folder.path)
+        remove_partials(folder.checkpoints)
     path = _find(config, folder)
     if path is not None:
         with checkpoint.load(path) as found:
@@ -93,24 +94,24 @@ def _find(config: Config, folder: RunFolder) -> Path | None:
     path = Path(config.resume)
     if not path.is_dir():
         raise ConfigError(f"--resume {path} is not a folder: give auto, never, or the folder of a checkpoint or a run")
-    latest = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path)
-    return latest or path
+    found = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path) or path
+    if folder.holds_a_run() and folder.checkpoints.resolve() not in found.resolve().parents:
+        raise ConfigError(
+            f"--resume {path} is of another run than the one in --run.dir {folder.path}, and would take its place: "
+            "give a new --run.dir"
+        )
+    return found
 
 
 def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint) -> None:
     """Raises CheckpointError if the run would not be the one that the checkpoint is of."""
     then, now = found.attributes["config"], to_table(config)
-    differences = [
-        (f"--model.{key.replace('_', '-')}", then["model"].get(key), now["model"].get(key))
-        for key in sorted(then["model"].keys() | now["model"].keys())
-    ]
-    for name in _MUST_MATCH:
-        section, key = name.split(".")
-        differences.append((f"--{section}.{key.replace('_', '-')}", then[section].get(key), now[section].get(key)))
-    differences += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
-    differences = [entry for entry in differences if entry[1] != entry[2]]
+    compared = [("model", key) for key in sorted(then["model"].keys() | now["model"].keys())] + list(_MUST_MATCH)
+    values = [(flag(*key), then[key[0]].get(key[1]), now[key[0]].get(key[1])) for key in compared]
+    values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
+    differences = [(name, was, is_now) for name, was, is_now in values if was != is_now]
     if differences:
-        what = "; ".join(f"{name} was {was!r} and is {now!r}" for name, was, now in differences)
+        what = "; ".join(f"{name} was {was!r} and is {is_now!r}" for name, was, is_now in differences)
         raise CheckpointError(
             f"{found.path} is of another run: {what}. Give the settings it was made with, or start a new run with "
             "another --run.dir or --resume never"

@@ -13,6 +13,7 @@ written again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether a run has been kept here before."""
-        return self.metrics.exists() or self.checkpoints.exists()
+        return self.metrics.exists() or any(self.checkpoints.glob("step-*"))
 
     def create(self) -> None:
         """Makes the folder.
@@ -62,13 +63,14 @@ class RunFolder:
         for k in range(1, 10_000):
             aside = self.path.with_name(f"{self.path.name}.old-{k}")
             if not aside.exists():
-                self.path.rename(aside)
+                with writing(aside):
+                    self.path.rename(aside)
                 return aside
         raise ConfigError(f"--run.dir {self.path}: there are thousands of earlier runs beside it: remove some")
 
     def write_config(self, toml: str) -> None:
         """Keeps the settings of the run."""
-        with _writing(self.config), atomic_file(self.config) as partial:
+        with writing(self.config), atomic_file(self.config) as partial:
             partial.write_text(toml, "utf-8")
 
 
@@ -82,18 +84,18 @@ class Metrics:
 
     def __init__(self, path: Path, after_step: int):
         self._path = path
-        with _writing(path):
+        with writing(path):
             _rewind(path, after_step)
             self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one object."""
-        with _writing(self._path):
-            self._file.write(json.dumps(values).encode() + b"\n")
+        """Appends one object. JSON has no NaN: what is not finite becomes null."""
+        with writing(self._path):
+            self._file.write(json.dumps(_finite(values), allow_nan=False).encode() + b"\n")
 
     def sync(self) -> None:
         """Makes what was written survive the loss of power: before a checkpoint says that it has happened."""
-        with _writing(self._path):
+        with writing(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -105,8 +107,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [values for values, _ in _lines(path)]
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """What the system refuses is told as an error of the run, with the file's name."""
     try:
         yield
@@ -137,4 +143,8 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             position += len(line)
             if not line.endswith(b"\n"):
                 return
-            yield json.loads(line), position
+            try:
+                values = json.loads(line)
+            except ValueError:  # what a loss of power can leave of lines that no checkpoint relies on
+                return
+            yield values, position

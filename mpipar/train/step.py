@@ -44,7 +44,7 @@ class TrainStep:
         self.optimizer = build_optimizer(model, config.train)
         self.skipped_in_a_row = 0
         self.tokens_seen = 0
-        self.memory = PeakMemory()
+        self._memory = PeakMemory()
         self._config = config
         self._comm = comm
         self._loss = torch.compile(model.loss) if config.train.compile else model.loss
@@ -66,7 +66,7 @@ class TrainStep:
         began = time.perf_counter()
         bytes_before = self._comm.bytes_sent
         clock = Clock()
-        mine = Totals(stop=stop, memory_bytes=self.memory.bytes)
+        mine = Totals(stop=stop)
         failure: DataError | None = None
         with clock.part("data"):
             try:
@@ -76,7 +76,8 @@ class TrainStep:
                 # the scalars brings everybody to the agreement below.
                 microbatches, failure, mine.failed = [], error, True
         with clock.part("compute"):
-            self._accumulate(microbatches, mine)
+            self._accumulate(microbatches, mine, sample_memory=step % self._config.run.log_every == 0)
+        mine.memory_bytes = self._memory.bytes
         with clock.part("comm"):
             totals = Totals.unpack(self.replicas.reduce(mine.pack()))
             norm = self.replicas.gradient_norm() / max(1, totals.num_tokens)
@@ -125,11 +126,13 @@ class TrainStep:
                 num_tokens += count
         return loss_sum, num_tokens
 
-    def _accumulate(self, microbatches: Sequence[Tensor], mine: Totals) -> None:
+    def _accumulate(self, microbatches: Sequence[Tensor], mine: Totals, *, sample_memory: bool) -> None:
         """Adds the gradients of the microbatches up, and their losses in `mine`."""
         for i, tokens in enumerate(microbatches):
             with self._precision():
                 loss, count = self._loss(tokens)
+            if i == 0 and sample_memory:  # all activations are there
+                self._memory.sample()
             with self.replicas.final_backward() if i == len(microbatches) - 1 else nullcontext():
                 loss.backward()
             mine.loss_sum += loss.item()

@@ -36,7 +36,6 @@ class Terminal:
             done: Steps that are behind it already.
         """
         self._steps, self._first = steps, done
-        self._start = time.monotonic()
         if self._is_watched and done < steps:
             self._bar = tqdm(total=steps, initial=done, unit="step", file=self._stream, dynamic_ncols=True, leave=False)
 
@@ -71,8 +70,12 @@ class Terminal:
             self._bar = None
 
     def _line(self, m: StepMetrics) -> str:
-        done = m.step - self._first
-        remaining_s = (time.monotonic() - self._start) / max(1, done) * (self._steps - m.step)
+        if m.step == self._first + 1:  # which pays for what every first time costs
+            self._first_ended = time.monotonic()
+            remaining_s = m.step_s * (self._steps - m.step)
+        else:
+            pace_s = (time.monotonic() - self._first_ended) / (m.step - self._first - 1)
+            remaining_s = pace_s * (self._steps - m.step)
         return (
             f"step {m.step:>6}/{self._steps}  loss {m.loss:7.4f}  norm {m.grad_norm:6.2f}  lr {m.lr:.2e}  "
             f"{m.tokens_per_s:8,.0f} tokens/s  comm {m.comm_s / m.step_s:4.0%}  {duration(remaining_s)} left"

@@ -16,6 +16,7 @@ from torch import Tensor
 from mpipar.comm import Communicator, run_job
 from mpipar.model import Transformer
 from mpipar.train.__main__ import main
+from mpipar.train.stop import StopRequest
 
 fault, victim, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 del sys.argv[1:4]
@@ -39,7 +40,8 @@ def faulty_main(world: Communicator) -> None:
         return value, count
 
     Transformer.loss = faulty_loss  # type: ignore[method-assign]
-    main(world)
+    main(world, stop)
 
 
+stop = StopRequest()
 run_job(faulty_main)

@@ -122,6 +122,17 @@ def test_asked_to_stop_it_saves_and_goes_on_later(train: Arguments, tmp_path: Pa
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("moment_s", [0.7, 1.5])
+def test_asked_to_stop_while_it_starts(train: Arguments, tmp_path: Path, moment_s: float) -> None:
+    """The request is kept until there is something to save: the first step."""
+    job = Job(2, *train("--train.steps", 1000))
+    time.sleep(moment_s)
+    os.kill(job.process.pid, signal.SIGUSR1)
+    job.finish().ok()
+    assert metrics(tmp_path / "run")[-1]["step"] == 1
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
+
+
 @pytest.mark.timeout(400)
 def test_twenty_kills_change_nothing(train: Arguments, tmp_path: Path) -> None:
     """SIGKILL of launcher and ranks at random moments: at start-up, in a step, while a checkpoint is written."""
@@ -150,6 +161,18 @@ def test_going_on_from_an_earlier_checkpoint_rewinds(train: Arguments, tmp_path:
     resumed = run(1, *train(*settings, "--resume", earlier)).ok()
     assert "goes on from step 2" in resumed.text
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_going_on_from_another_run_needs_a_folder_of_its_own(train: Arguments, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        run(0, *train("--train.steps", 2, folder=folder)).ok()
+    before = metrics(tmp_path / "b")
+    run(0, *train("--train.steps", 4, "--resume", tmp_path / "a", folder="b")).refused("give a new --run.dir")
+    assert metrics(tmp_path / "b") == before
+    run(0, *train("--train.steps", 4, "--resume", tmp_path / "a", folder="c")).ok()
+    run(0, *train("--train.steps", 4, folder="a")).ok()
+    assert weights(tmp_path / "c").keys() == weights(tmp_path / "a").keys()
+    assert all(torch.equal(t, weights(tmp_path / "a")[name]) for name, t in weights(tmp_path / "c").items())
 
 
 def test_never_keeps_the_earlier_run(train: Arguments, tmp_path: Path) -> None:

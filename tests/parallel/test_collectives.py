@@ -12,7 +12,7 @@ from mpipar.comm import Communicator
 from mpipar.comm import ring as ring_module
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.p2p import Traffic, Wire
-from mpipar.comm.progress import Work
+from mpipar.comm.progress import Algorithm, Pending, Work
 from mpipar.errors import MessageError
 
 NUMPY_DTYPES = [
@@ -216,17 +216,61 @@ def test_objects(comm: Communicator) -> None:
     assert comm.broadcast_object(("from", comm.rank), root=comm.size - 1) == ("from", comm.size - 1)
 
 
-def test_sizes_that_differ_are_an_error_and_no_wrong_sum(comm: Communicator) -> None:
-    """A longer message than expected is noticed by the rank that receives it; nobody computes with it."""
-    if comm.size == 1:
-        return
+@pytest.mark.parametrize("expected", [4, 20])
+def test_sizes_that_differ_are_an_error_and_no_wrong_value(comm: Communicator, expected: int) -> None:
+    """A message that is longer or shorter than expected is noticed by the rank that receives it."""
     lone = comm.duplicate("lone")
-    tag = 5
-    if comm.rank == 0:
-        lone.start_send(np.ones(10), 1, tag).wait()
+    if comm.size > 1 and comm.rank == 0:
+        lone.send(np.ones(10), 1)
     if comm.rank == 1:
-        with pytest.raises(MessageError, match="same size and dtype"):
-            lone.receive(np.ones(4), 0, tag)
+        with pytest.raises(
+            MessageError, match=f"where {8 * expected} were expected: all ranks .* the same size and dtype"
+        ):
+            lone.receive(np.ones(expected), 0)
+
+
+def test_a_broadcast_of_another_size_is_an_error(comm: Communicator) -> None:
+    lone = comm.duplicate("lone")
+    if comm.rank < 2:
+        x = np.full(10 + 10 * comm.rank, float(comm.rank))
+        if comm.rank == 1:
+            with pytest.raises(MessageError, match="broadcast #1 on axis 'lone': rank 0 sent 80 bytes"):
+                lone.broadcast(x)
+        else:
+            lone.start_broadcast(x)
+
+
+@pytest.mark.parametrize("segment_bytes", [8, 64, 1 << 20])
+def test_memory_is_never_in_two_messages(comm: Communicator, segment_bytes: int) -> None:
+    """Where a segment is received, no older value of it is awaited or being sent; and every message is completed."""
+    for size in (1, 2, 3, comm.size, 4 * comm.size + 1):
+        wires: list[WatchedWire] = []
+
+        def watched(wire: Wire, x: Buffer, wires: list[WatchedWire] = wires) -> Algorithm:
+            wires.append(WatchedWire(wire))
+            return ring_module.all_reduce(wires[0], x, "sum", segment_bytes)  # type: ignore[arg-type]
+
+        run_ring(comm, watched, np.ones(size))
+        assert all(pending.through for _, _, _, pending in wires[0].messages)
+
+
+class WatchedWire:
+    """A wire that knows the memory of every message under way."""
+
+    def __init__(self, wire: Wire):
+        self.wire, self.rank, self.size = wire, wire.rank, wire.size
+        self.messages: list[tuple[Buffer, int, int, Pending]] = []
+
+    def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
+        self.messages.append((buffer, start, stop, self.wire.send(buffer, start, stop, to)))
+        return self.messages[-1][3]
+
+    def receive(self, buffer: Buffer, start: int, stop: int, source: int) -> Pending:
+        for other, a, b, pending in self.messages:
+            overlaps = other is buffer and a < stop and start < b
+            assert not overlaps or pending.through, f"elements {start} to {stop} are in a message under way"
+        self.messages.append((buffer, start, stop, self.wire.receive(buffer, start, stop, source)))
+        return self.messages[-1][3]
 
 
 def test_wires_of_different_collectives_do_not_mix(comm: Communicator) -> None:

@@ -85,6 +85,7 @@ def test_what_cannot_be_sent_is_refused(comm: Communicator) -> None:
         (np.zeros(2, complex), "dtype"),
         (torch.zeros(2, 2).to_sparse(), "layout"),
         (torch.zeros(2, device="meta"), "device"),
+        (np.ma.masked_array([1.0, 2.0], [False, True]), "masked"),
     ]:
         with pytest.raises(MessageError, match=reason):
             comm.start_send(array, 0)
@@ -92,6 +93,9 @@ def test_what_cannot_be_sent_is_refused(comm: Communicator) -> None:
     read_only.flags.writeable = False
     with pytest.raises(MessageError, match="read-only"):
         comm.all_reduce(read_only)
+    for repeated in (torch.zeros(1).expand(4), np.broadcast_to(np.zeros(1), 4).view()):
+        with pytest.raises(MessageError, match=r"repeats elements|read-only"):
+            comm.all_reduce(repeated)
     with pytest.raises(MessageError, match="booleans"):
         comm.all_reduce(np.zeros(2, bool))
     with pytest.raises(MessageError, match="operation"):

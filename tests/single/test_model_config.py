@@ -41,7 +41,7 @@ def test_odd_heads_need_no_rotary_positions():
 
 def test_families_decide_what_is_not_given():
     llama, gpt2 = ModelConfig(dim=512, heads=8).resolved(), ModelConfig(family="gpt2", dim=512, heads=8).resolved()
-    assert (llama.kv_heads, llama.ffn_dim, llama.tied) == (8, 1408, False)
+    assert (llama.kv_heads, llama.ffn_dim, llama.tied) == (8, 1408, True)
     assert (gpt2.kv_heads, gpt2.ffn_dim, gpt2.tied) == (8, 2048, True)
     given_all = ModelConfig(dim=512, heads=8, kv_heads=2, ffn_dim=99, tied=True)
     assert given_all.resolved() == given_all

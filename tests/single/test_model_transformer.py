@@ -19,9 +19,9 @@ from mpipar.model.attention import Attention, rotary_table, rotate
 
 VOCAB = 50
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {"family": "llama"},
-    "llama-grouped": {"family": "llama", "kv_heads": 2},
-    "llama-one-kv-head-tied": {"family": "llama", "kv_heads": 1, "tied": True},
+    "llama": {"family": "llama", "tied": False},
+    "llama-grouped": {"family": "llama", "kv_heads": 2, "tied": False},
+    "llama-one-kv-head-tied": {"family": "llama", "kv_heads": 1},
     "gpt2": {"family": "gpt2"},
     "gpt2-untied": {"family": "gpt2", "tied": False},
 }
@@ -88,7 +88,7 @@ def reference(model, tokens):
             name = f"layers.{layer}"
             x = x + attention(norm(x, f"{name}.attention_norm"), f"{name}.attention")
             x = x + feed_forward(norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward")
-        return norm(x, "norm") @ weights["embedding.weight" if config.is_tied else "head.weight"].T
+        return norm(x, "norm") @ weights["embedding.weight" if config.tied else "head.weight"].T
 
     return torch.stack([sequence(ids) for ids in tokens])
 

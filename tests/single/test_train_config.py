@@ -29,7 +29,7 @@ def test_booleans_are_true_and_false() -> None:
 
 
 def test_toml_and_back(tmp_path: Path) -> None:
-    config = parse(["--train.lr", "0.5", "--model.tied", "true", "--run.dir", 'odd "name"\\ä'])
+    config = parse(["--train.lr", "0.5", "--model.tied", "true", "--run.dir", 'odd "name"\\ä\U0001f600'])
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), "utf-8")
     assert read_toml(path) == config
@@ -48,7 +48,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     [
         ("[train]\nstep = 9\n", r"'train.step' does not exist: did you mean 'steps'"),
         ("[trian]\n", r"'trian' does not exist: did you mean 'train'"),
-        ("[train]\nsteps = 'many'\n", r"'train.steps' is 'many': expected a int"),
+        ("[train]\nsteps = 'many'\n", r"'train.steps' is 'many': expected int"),
+        ("[train]\nprecision = 'fp16'\n", r"'train.precision' is 'fp16': expected one of 'auto', 'fp32', 'bf16'"),
+        ("[train]\nseed = 18446744073709551616\n", r"--train.seed 18446744073709551616 must be in"),
+        ("[train]\nlr = inf\n", r"--train.lr inf must be a finite number"),
+        ("[train]\neps = -1\n", r"--train.eps -1.0 must be positive"),
+        ("[model]\nkv_heads = 'two'\n", r"'model.kv_heads' is 'two': expected int"),
+        ("config = 'other.toml'\n", r"'config' does not exist"),
         ("train = 3\n", r"'train' is a section"),
         ("[train\n", r"cannot be read"),
         ("[train]\nglobal_batch = 5\n", r"--train.global-batch 5 is not a multiple of --train.microbatch 2"),

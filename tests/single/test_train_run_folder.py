@@ -22,6 +22,7 @@ def write(path: Path, steps: list[int], tail: str = "") -> None:
         ([1, 2, 2, 3], "", 2, [1, 2, 2]),
         ([1, 2], '{"step": 3, "lo', 5, [1, 2]),
         ([1, 2], "", 0, []),
+        ([1, 2], "\0" * 40 + "\n" + '{"step": 3}\n', 5, [1, 2]),
         ([], "", 3, []),
     ],
 )
@@ -51,3 +52,10 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").create()
     with pytest.raises(ConfigError, match="cannot be made"):
         RunFolder(tmp_path / "run" / "inside").create()
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl", after_step=0)
+    metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
+    metrics.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "grad_norm": None, "lr": 0.5}]
