@@ -81,13 +81,6 @@ class Buffer:
         self.size: int = int(np.prod(array.shape, dtype=np.int64))
         self.itemsize: int = len(self._bytes) // self.size if self.size else 1
 
-    @classmethod
-    def scratch(cls, like: Buffer, size: int) -> Buffer:
-        """A new buffer of `size` elements, of the dtype and on the device of `like`."""
-        if like.lib is torch:
-            return cls(torch.empty(size, dtype=like.values.dtype, device=like.values.device))
-        return cls(like.lib.empty(size, like.values.dtype))
-
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
         if self._on_device:
@@ -126,6 +119,30 @@ class Buffer:
             raise MessageError(f"{op} of booleans is not defined: convert them to integers first")
         if op == "mean" and self.dtype in _INTEGERS:
             raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
+
+
+class Scratch:
+    """Memory for what arrives, kept from one operation to the next: fresh pages cost as much as the adding.
+
+    It serves operations that run one after the other, as those of one communicator do.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, object], list[Buffer]] = {}
+
+    def take(self, like: Buffer, size: int, count: int) -> list[Buffer]:
+        """`count` buffers of at least `size` elements, of the dtype and on the device of `like`."""
+        key = like.dtype, getattr(like.values, "device", None)
+        kept = self._kept.get(key, [])
+        if len(kept) < count or kept[0].size < size:
+            kept = self._kept[key] = [_new(like, size) for _ in range(count)]
+        return kept[:count]
+
+
+def _new(like: Buffer, size: int) -> Buffer:
+    if like.lib is torch:
+        return Buffer(torch.empty(size, dtype=like.values.dtype, device=like.values.device))
+    return Buffer(like.lib.empty(size, like.values.dtype))
 
 
 def _contiguous(array: Any, kind: str, writable: bool) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from mpipar.comm import p2p, ring
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.mpi import MPI
-from mpipar.comm.p2p import Traffic, Wire
+from mpipar.comm.p2p import Account, Wire
 from mpipar.comm.progress import Algorithm, Progress, Work
 
 Array = TypeVar("Array")
@@ -41,7 +41,7 @@ class Communicator:
         self.progress = progress
         self._comm = comm
         self._sequence = 0
-        self._traffic = Traffic()
+        self._account = Account()
 
     @classmethod
     def world(cls, timeout_s: float = 600.0) -> Communicator:
@@ -72,7 +72,7 @@ class Communicator:
     @property
     def bytes_sent(self) -> int:
         """Bytes of array elements that this rank has sent in operations that it has started here."""
-        return self._traffic.bytes_sent
+        return self._account.bytes_sent
 
     # Arrays
 
@@ -175,11 +175,11 @@ class Communicator:
     def _start(self, name: str, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts the next collective of this communicator."""
         self._sequence += 1
-        wire = Wire.for_collective(self._comm, self._sequence, self._traffic)
+        wire = Wire.for_collective(self._comm, self._sequence, self._account)
         work = Work(self.progress, f"{name} #{self._sequence}", self.name, algorithm(wire))
         return self.progress.start(work, id(self))
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""
-        wire = Wire(self._comm, p2p.check_tag(tag), self._traffic)
+        wire = Wire(self._comm, p2p.check_tag(tag), self._account)
         return self.progress.start_now(Work(self.progress, name, self.name, algorithm(wire)))

@@ -7,11 +7,11 @@ this file is where tags are made, where large arrays are cut, and where bytes ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpipar.comm.buffers import Buffer
+from mpipar.comm.buffers import Buffer, Scratch
 from mpipar.comm.mpi import MPI
 from mpipar.comm.progress import Algorithm, Pending
 from mpipar.errors import MessageError
@@ -27,33 +27,39 @@ LARGEST_MESSAGE_BYTES = 1 << 30
 
 
 @dataclass(slots=True)
-class Traffic:
-    """What a rank has sent on one communicator."""
+class Account:
+    """What the operations of one communicator have in common on a rank."""
 
     bytes_sent: int = 0
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 class Wire:
     """Posts the messages of one operation on one communicator."""
 
-    __slots__ = ("_comm", "_tag", "_traffic", "rank", "size")
+    __slots__ = ("_account", "_comm", "_tag", "rank", "size")
 
-    def __init__(self, comm: MPI.Comm, tag: int, traffic: Traffic):
+    def __init__(self, comm: MPI.Comm, tag: int, account: Account):
         self._comm = comm
         self._tag = tag
-        self._traffic = traffic
+        self._account = account
         self.rank: int = comm.rank
         self.size: int = comm.size
 
     @classmethod
-    def for_collective(cls, comm: MPI.Comm, sequence: int, traffic: Traffic) -> Wire:
+    def for_collective(cls, comm: MPI.Comm, sequence: int, account: Account) -> Wire:
         """The wire of the communicator's `sequence`-th collective."""
-        return cls(comm, USER_TAGS + sequence % _COLLECTIVE_TAGS, traffic)
+        return cls(comm, USER_TAGS + sequence % _COLLECTIVE_TAGS, account)
+
+    @property
+    def scratch(self) -> Scratch:
+        """Memory for what is received before it is added."""
+        return self._account.scratch
 
     def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
         """Posts the sending of elements [start, stop)."""
         num_bytes = (stop - start) * buffer.itemsize
-        self._traffic.bytes_sent += num_bytes
+        self._account.bytes_sent += num_bytes
         request = self._comm.Isend(buffer.message(start, stop), to, self._tag)
         return Pending(request, to, receiving=False, num_bytes=num_bytes)
 

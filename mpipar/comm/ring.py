@@ -117,7 +117,7 @@ def _circulate(
     sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
     posted: list[Pending] = []
     added = [arrival.b - arrival.a for arrival in arrivals if arrival.adds]
-    scratch = [Buffer.scratch(x, max(added)) for _ in added[:_RECEIVES_AHEAD]]
+    scratch = wire.scratch.take(x, max(added), min(_RECEIVES_AHEAD, len(added))) if added else []
 
     def post(index: int) -> None:
         a, b, adds, *_ = arrivals[index]

@@ -11,7 +11,7 @@ import torch
 from mpipar.comm import Communicator
 from mpipar.comm import ring as ring_module
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.p2p import Traffic, Wire
+from mpipar.comm.p2p import Account, Wire
 from mpipar.comm.progress import Algorithm, Pending, Work
 from mpipar.errors import MessageError
 
@@ -258,7 +258,7 @@ class WatchedWire:
     """A wire that knows the memory of every message under way."""
 
     def __init__(self, wire: Wire):
-        self.wire, self.rank, self.size = wire, wire.rank, wire.size
+        self.wire, self.rank, self.size, self.scratch = wire, wire.rank, wire.size, wire.scratch
         self.messages: list[tuple[Buffer, int, int, Pending]] = []
 
     def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
@@ -275,5 +275,5 @@ class WatchedWire:
 
 def test_wires_of_different_collectives_do_not_mix(comm: Communicator) -> None:
     world = comm._comm
-    assert Wire.for_collective(world, 1, Traffic())._tag != Wire.for_collective(world, 2, Traffic())._tag
-    assert Wire.for_collective(world, 10**9, Traffic())._tag < 32_768  # the least upper bound that MPI promises
+    assert Wire.for_collective(world, 1, Account())._tag != Wire.for_collective(world, 2, Account())._tag
+    assert Wire.for_collective(world, 10**9, Account())._tag < 32_768  # the least upper bound that MPI promises
