@@ -44,7 +44,7 @@ class Step:
     """Steps of each contestant that are timed."""
     warmup: int = 2
     """Steps of each contestant before, that are not."""
-    bucket_mib: float = 4.0
+    bucket_mib: float = 16.0
     """Of our replicas; DDP has its default of 25 MiB, the first of 1 MiB."""
 
     def run(self, world: Communicator) -> None:

@@ -152,7 +152,7 @@ class CommConfig:
 
     timeout_s: float = 600.0
     """How long a rank may be silent while others wait for it, in seconds. Then the job ends and says who is missing."""
-    bucket_mib: float = 4.0
+    bucket_mib: float = 16.0
     """Gradients that are reduced as one array, in MiB. Small buckets overlap more, large ones are faster."""
 
     def __post_init__(self) -> None:
