@@ -50,26 +50,9 @@ class Buffer:
 
     def __init__(self, array: Any, *, writable: bool = True):
         kind = type(array).__module__.partition(".")[0]
-        if kind not in ("numpy", "torch", "cupy") or not hasattr(array, "dtype"):
-            what = type(array).__name__
-            raise MessageError(f"{what} is not an array that can be sent: give a torch tensor, a numpy or CuPy array")
-        self.dtype = str(array.dtype).removeprefix("torch.")
-        if self.dtype not in _MOVABLE:
-            raise MessageError(f"dtype {self.dtype} cannot be sent: use one of {', '.join(_MOVABLE)}")
+        self.dtype = _checked_dtype(array, kind)
         self._origin = array.detach() if kind == "torch" else array
-        if kind == "torch" and self._origin.layout != torch.strided:
-            raise MessageError(f"a tensor of layout {array.layout} cannot be sent: call to_dense() first")
-        if kind == "numpy" and writable and not array.flags.writeable:
-            raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
-        if kind == "numpy" and isinstance(array, np.ma.MaskedArray):
-            raise MessageError("a masked array cannot be sent, its mask would be lost: call filled() first")
-        if writable and _repeats_elements(self._origin):
-            raise MessageError(
-                "the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy"
-            )
-        if kind == "torch" and self._origin.device.type not in ("cpu", "cuda"):
-            raise MessageError(f"a tensor on device {array.device} cannot be sent: move it to the CPU or a CUDA device")
-
+        _check_layout(self._origin, kind, writable)
         on_device = kind == "cupy" or (kind == "torch" and self._origin.device.type == "cuda")
         self._on_device = on_device and _mpi_takes_device_pointers()
         if on_device and not self._on_device:
@@ -119,6 +102,31 @@ class Buffer:
             raise MessageError(f"{op} of booleans is not defined: convert them to integers first")
         if op == "mean" and self.dtype in _INTEGERS:
             raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
+
+
+def _checked_dtype(array: Any, kind: str) -> str:
+    """The dtype's name in numpy and torch alike; refuses what is no array and what cannot be moved."""
+    if kind not in ("numpy", "torch", "cupy") or not hasattr(array, "dtype"):
+        what = type(array).__name__
+        raise MessageError(f"{what} is not an array that can be sent: give a torch tensor, a numpy or CuPy array")
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype not in _MOVABLE:
+        raise MessageError(f"dtype {dtype} cannot be sent: use one of {', '.join(_MOVABLE)}")
+    return dtype
+
+
+def _check_layout(array: Any, kind: str, writable: bool) -> None:
+    """Refuses memory in which the elements, or the result, cannot be."""
+    if kind == "torch" and array.layout != torch.strided:
+        raise MessageError(f"a tensor of layout {array.layout} cannot be sent: call to_dense() first")
+    if kind == "torch" and array.device.type not in ("cpu", "cuda"):
+        raise MessageError(f"a tensor on device {array.device} cannot be sent: move it to the CPU or a CUDA device")
+    if kind == "numpy" and isinstance(array, np.ma.MaskedArray):
+        raise MessageError("a masked array cannot be sent, its mask would be lost: call filled() first")
+    if kind == "numpy" and writable and not array.flags.writeable:
+        raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
+    if writable and _repeats_elements(array):
+        raise MessageError("the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy")
 
 
 class Scratch:
@@ -201,5 +209,5 @@ def _shares_memory(flat: Any, origin: Any) -> bool:
     if isinstance(origin, torch.Tensor):
         return isinstance(flat, torch.Tensor) and flat.data_ptr() == origin.data_ptr()
     if isinstance(origin, np.ndarray):
-        return np.shares_memory(flat, origin)
+        return np.may_share_memory(flat, origin)  # a copy lies elsewhere, so the bounds decide
     return not isinstance(flat, np.ndarray) and flat.data.ptr == origin.data.ptr
