@@ -1,4 +1,4 @@
-"""Question: how fast is the ring, beside MPI_Allreduce and torch's gloo?
+"""Question: how fast are the ring and the arena, beside MPI_Allreduce and torch's gloo?
 
 One table for each, in the form of nccl-tests:
 
@@ -7,7 +7,8 @@ One table for each, in the form of nccl-tests:
     busbw           algbw * 2 (n - 1) / n: the speed of the link that a ring would need
     #wrong          elements that differ from the exact sum
 
-then a table of ratios. Inputs are small integers, whose sums are exact in every dtype but the 8-bit ones.
+then tables of ratios. The arena needs all ranks on one host. Inputs are small integers, whose sums are exact in every
+dtype here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.gloo import start_gloo, stop_gloo
 from benchmarks.measure import Times, print_environment, ratio, take_turns
 from mpipar.comm import Communicator, Grid, Mesh, mpi_version
 from mpipar.comm.mpi import MPI
+from mpipar.comm.shared import Arena
 from mpipar.errors import ConfigError
 
 _MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T, "int64": MPI.INT64_T}
@@ -32,7 +34,7 @@ _MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T,
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduce:
-    """Times the all-reduce (sum) of the ring, of MPI and of gloo, in turn, over a range of sizes."""
+    """Times the all-reduce (sum) of the ring, the arena, MPI and gloo, in turn, over a range of sizes."""
 
     min_bytes: int = 4096
     """Smallest array."""
@@ -58,9 +60,10 @@ class AllReduce:
         results = {size: self._measure(world, size) for size in self._sizes()}
         stop_gloo(world)
         if world.rank == 0:
-            for name in ("ring", "mpi", "gloo"):
+            for name in next(iter(results.values()))[0]:
                 self._print_table(name, world.size, results)
-            _print_ratios(results)
+            for name in ("arena", "ring"):
+                _print_ratios(name, results)
 
     def _sizes(self) -> list[int]:
         sizes, size = [], self.min_bytes
@@ -73,15 +76,22 @@ class AllReduce:
         """(times, elements that were wrong) of each contestant at one size."""
         dtype = getattr(torch, self.dtype)
         x = torch.empty(size // dtype.itemsize, dtype=dtype)
-        comm = MPI.COMM_WORLD
         message = [x.numpy(), _MPI_TYPES[self.dtype]]
-        contestants: dict[str, Callable[[], object]] = {
+        arrays = {"ring": x, "mpi": x, "gloo": x}
+        runs: dict[str, Callable[[], object]] = {
             "ring": lambda: world.all_reduce(x),
-            "mpi": lambda: comm.Allreduce(MPI.IN_PLACE, message),
+            "mpi": lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, message),
             "gloo": lambda: dist.all_reduce(x),
         }
-        wrong = {name: _count_wrong(world, x, run) for name, run in contestants.items()}
-        times = take_turns(world, contestants, rounds=self.rounds, warmup=self.warmup, prepare=x.zero_)
+        arena = world.open_arena(size)
+        if isinstance(arena, Arena):
+            arrays["arena"] = shared = arena.allocate(x.numel(), dtype, x.device)
+            runs["arena"] = lambda: world.all_reduce(shared)
+        wrong = {name: _count_wrong(world, arrays[name], run) for name, run in runs.items()}
+        prepare = lambda name: arrays[name].zero_()  # noqa: E731
+        times = take_turns(world, runs, rounds=self.rounds, warmup=self.warmup, prepare=prepare)
+        if isinstance(arena, Arena):
+            world.close_arena(arena)
         return times, wrong
 
     def _print_table(self, name: str, n: int, results: dict[int, tuple[Times, dict[str, int]]]) -> None:
@@ -102,6 +112,7 @@ class AllReduce:
 
 _HEADING = "{} {:>10} {:>12} {:>8} {:>6} {:>5} {:>9} {:>7} {:>7} {:>6}"
 _TITLES = {
+    "arena": "mpipar in the arena",
     "ring": "mpipar ring",
     "mpi": f"MPI_Allreduce, {mpi_version()}",
     "gloo": "torch.distributed gloo",
@@ -117,9 +128,10 @@ def _count_wrong(world: Communicator, x: Tensor, run: Callable[[], object]) -> i
     return int(world.all_reduce(np.array([wrong]))[0])
 
 
-def _print_ratios(results: dict[int, tuple[Times, dict[str, int]]]) -> None:
-    print("#\n# How many times as fast as its peers the ring is (median of rounds, quartiles)")
+def _print_ratios(name: str, results: dict[int, tuple[Times, dict[str, int]]]) -> None:
+    print(f"#\n# {_TITLES[name]}: how many times as fast as its peers (median of rounds, quartiles)")
     print(f"# {'size':>10} {'MPI_Allreduce':>22} {'gloo':>22}")
     for size, (times, _) in results.items():
-        cells = ["{:.2f} ({:.2f} .. {:.2f})".format(*ratio(times, peer, "ring")) for peer in ("mpi", "gloo")]
-        print(f"  {size:>10} {cells[0]:>22} {cells[1]:>22}", flush=True)
+        if name in times:
+            cells = ["{:.2f} ({:.2f} .. {:.2f})".format(*ratio(times, peer, name)) for peer in ("mpi", "gloo")]
+            print(f"  {size:>10} {cells[0]:>22} {cells[1]:>22}", flush=True)

@@ -24,7 +24,7 @@ def take_turns(
     *,
     rounds: int,
     warmup: int,
-    prepare: Callable[[], object] = lambda: None,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> Times:
     """Times each contestant once a round, one after the other, and starts each from a barrier.
 
@@ -33,7 +33,7 @@ def take_turns(
         contestants: What is timed, by name.
         rounds: How many times are kept.
         warmup: Rounds that are not kept.
-        prepare: Called before each measurement, untimed.
+        prepare: Called with the contestant's name before each of its measurements, untimed.
 
     Returns:
         Seconds of the slowest rank, [rounds] by name. Times of one round were taken side by side.
@@ -41,7 +41,7 @@ def take_turns(
     times = {name: np.zeros(rounds) for name in contestants}
     for i in range(-warmup, rounds):
         for name, run in contestants.items():
-            prepare()
+            prepare(name)
             world.barrier()
             start = time.perf_counter()
             run()

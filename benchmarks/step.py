@@ -1,7 +1,8 @@
 """Question: what does data parallelism cost a training step, here and in torch DDP over gloo?
 
-The same model takes the same step (forward, backward, AdamW) on the same microbatch in three ways, in turn: alone,
-with no communication; as a replica of ours; as a replica of DDP's.
+The same model takes the same step (forward, backward, AdamW) on the same microbatch in four ways, in turn: alone,
+with no communication; as a replica of ours, reduced in shared memory where the ranks are on one host, and round the
+ring; as a replica of DDP's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from benchmarks.measure import print_environment, ratio, take_turns
 from mpipar.comm import Communicator, Grid, Mesh
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel
+
+_TITLES = {
+    "alone": "no communication",
+    "arena": "mpipar, shared memory",
+    "ring": "mpipar, ring",
+    "ddp": "torch DDP, gloo",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,8 @@ class Step:
         initialise(model, seed=1)
         steps = {
             "alone": self._alone(copy.deepcopy(model), tokens),
-            "mpipar": self._ours(copy.deepcopy(model), tokens, world),
+            "arena": self._ours(copy.deepcopy(model), tokens, world, share=True),
+            "ring": self._ours(copy.deepcopy(model), tokens, world, share=False),
             "ddp": self._ddp(copy.deepcopy(model), tokens),
         }
         times = take_turns(world, steps, rounds=self.rounds, warmup=self.warmup)
@@ -73,7 +82,7 @@ class Step:
         millions = model.num_parameters() / 1e6
         print(f"# {millions:.1f} M parameters, {self.batch} x {self.seq_len} tokens a rank, {precision}")
         print(f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'time / alone':>24} {'time / DDP':>24}")
-        for name, title in (("alone", "no communication"), ("mpipar", "mpipar, ring"), ("ddp", "torch DDP, gloo")):
+        for name, title in _TITLES.items():
             seconds = float(np.median(times[name]))
             cells = ["{:.3f} ({:.3f} .. {:.3f})".format(*ratio(times, name, other)) for other in ("alone", "ddp")]
             rates = f"{seconds * 1e3:>10.1f} {num_tokens / seconds:>9.0f}"
@@ -94,8 +103,8 @@ class Step:
 
         return step
 
-    def _ours(self, model: Transformer, tokens: Tensor, world: Communicator) -> Callable[[], None]:
-        replicas = DataParallel(model, world, bucket_bytes=int(self.bucket_mib * 2**20))
+    def _ours(self, model: Transformer, tokens: Tensor, world: Communicator, *, share: bool) -> Callable[[], None]:
+        replicas = DataParallel(model, world, bucket_bytes=int(self.bucket_mib * 2**20), share=share)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step() -> None:

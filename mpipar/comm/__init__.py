@@ -4,6 +4,7 @@ communicator    the operations, as the rest of mpipar calls them
 mesh            ranks along named axes
 job             how a command starts, agrees on errors, and ends
 ring            the collectives, by hand
+shared          the arena: reducing in place in shared memory
 p2p             posting messages: tags, sizes, counts
 progress        what completes them
 buffers         from an array to bytes and values

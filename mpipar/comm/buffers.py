@@ -64,6 +64,11 @@ class Buffer:
         self.size: int = int(np.prod(array.shape, dtype=np.int64))
         self.itemsize: int = len(self._bytes) // self.size if self.size else 1
 
+    @property
+    def address(self) -> int:
+        """Where it lies in the host's memory."""
+        return int(self._bytes.ctypes.data)
+
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
         if self._on_device:

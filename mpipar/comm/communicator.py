@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpipar.comm import p2p, ring
+from mpipar.comm import p2p, ring, shared
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Account, Wire
 from mpipar.comm.progress import Algorithm, Progress, Work
+from mpipar.comm.shared import Arena
 
 Array = TypeVar("Array")
 
@@ -41,6 +42,7 @@ class Communicator:
         self.progress = progress
         self._comm = comm
         self._sequence = 0
+        self._arenas: list[Arena] = []
         self._account = Account()
 
     @classmethod
@@ -85,16 +87,22 @@ class Communicator:
         """Like `all_reduce`, but returns at once. x must not be touched before the work is done."""
         buffer = Buffer(x)
         buffer.require(op)
+        column = self._column(buffer)
+        if column is not None:
+            return self._start(f"all_reduce({op})", lambda wire: shared.all_reduce(wire, column, op))
         return self._start(f"all_reduce({op})", lambda wire: ring.all_reduce(wire, buffer, op))
 
     def reduce_scatter(self, x: Any, op: Op = "sum") -> None:
-        """Chunk `rank` of the flattened x (see `chunk`) becomes its sum over all ranks; the rest of x is garbage."""
+        """Chunk `rank` of the flattened x (see `chunk`) becomes its sum over all ranks; the rest of x is undefined."""
         self.start_reduce_scatter(x, op).wait()
 
     def start_reduce_scatter(self, x: Any, op: Op = "sum") -> Work:
         """Like `reduce_scatter`, but returns at once."""
         buffer = Buffer(x)
         buffer.require(op)
+        column = self._column(buffer)
+        if column is not None:
+            return self._start(f"reduce_scatter({op})", lambda wire: shared.reduce_scatter(wire, column, op))
         return self._start(f"reduce_scatter({op})", lambda wire: ring.reduce_scatter(wire, buffer, op))
 
     def all_gather(self, x: Array) -> Array:
@@ -105,6 +113,9 @@ class Communicator:
     def start_all_gather(self, x: Any) -> Work:
         """Like `all_gather`, but returns at once."""
         buffer = Buffer(x)
+        column = self._column(buffer)
+        if column is not None:
+            return self._start("all_gather", lambda wire: shared.all_gather(wire, column))
         return self._start("all_gather", lambda wire: ring.all_gather(wire, buffer))
 
     def broadcast(self, x: Array, root: int = 0) -> Array:
@@ -171,6 +182,35 @@ class Communicator:
         gathered[self.rank, : packed.size] = packed
         self.all_gather(gathered)
         return [pickle.loads(gathered[r, : lengths[r]].tobytes()) for r in range(self.size)]
+
+    # Shared memory
+
+    def open_arena(self, num_bytes: int) -> Arena | str:
+        """Collective: shared memory of `num_bytes` a rank, in which this communicator then reduces in place.
+
+        All ranks come to the same: the arena, or why there can be none.
+        """
+        if self.size == 1:
+            return "there is one rank"
+        host = self.split_by_host()
+        on_one_host = host.size == self.size
+        host.free()
+        if not on_one_host:
+            return "the ranks are on several hosts"
+        arena = shared.open_arena(self.all_gather_object, self.rank, num_bytes)
+        if isinstance(arena, Arena):
+            self._arenas.append(arena)
+        return arena
+
+    def close_arena(self, arena: Arena) -> None:
+        """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
+        self._arenas.remove(arena)
+
+    def _column(self, buffer: Buffer) -> list[Buffer] | None:
+        """What lies where the buffer lies on each rank of an arena; None if it is memory of this process alone."""
+        return next((column for arena in self._arenas if (column := arena.column(buffer)) is not None), None)
+
+    # What all operations share
 
     def _start(self, name: str, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts the next collective of this communicator."""

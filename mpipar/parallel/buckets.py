@@ -9,7 +9,7 @@ finish with them: the reverse of their order in the model. While a bucket is red
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,29 +59,38 @@ class Bucket:
                 slot.view.zero_()
 
 
-def build_buckets(model: nn.Module, bucket_bytes: int, allocate: Allocate) -> list[Bucket]:
-    """Lays out the gradients of all trainable parameters. A tied parameter has one slot, a frozen one none.
+Members = list[tuple[str, nn.Parameter]]
+"""The parameters of one bucket, by name."""
+
+
+def plan_buckets(model: nn.Module, bucket_bytes: int) -> list[Members]:
+    """Divides the trainable parameters into buckets. A tied parameter is in one, a frozen one in none.
 
     Args:
         model: Its parameters must have their final dtype and device.
         bucket_bytes: A bucket is closed when it has reached this size; dtypes and devices never share one.
-        allocate: Gives the flat memory.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[list[tuple[str, nn.Parameter]]] = []
-    open_groups: dict[tuple[torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
+    groups: list[Members] = []
+    open_groups: dict[tuple[torch.dtype, torch.device], Members] = {}
     for name, parameter in reversed(trainable):
         kind = (parameter.dtype, parameter.device)
         if kind not in open_groups:
             open_groups[kind] = []
             groups.append(open_groups[kind])
         open_groups[kind].append((name, parameter))
-        if sum(p.numel() * p.element_size() for _, p in open_groups[kind]) >= bucket_bytes:
+        if num_bytes(open_groups[kind]) >= bucket_bytes:
             del open_groups[kind]
-    return [_build_bucket(group, allocate) for group in groups]
+    return groups
 
 
-def _build_bucket(members: Sequence[tuple[str, nn.Parameter]], allocate: Allocate) -> Bucket:
+def num_bytes(members: Members) -> int:
+    """The size of a bucket."""
+    return sum(parameter.numel() * parameter.element_size() for _, parameter in members)
+
+
+def build_bucket(members: Members, allocate: Allocate) -> Bucket:
+    """Lays out the gradients of a bucket's parameters in memory that `allocate` gives."""
     first = members[0][1]
     flat = allocate(sum(p.numel() for _, p in members), first.dtype, first.device)
     slots = []

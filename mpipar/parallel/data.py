@@ -4,7 +4,8 @@
     backward    gradients add up in the rank's buckets; in the last backward of a step each bucket's all-reduce starts
                 when its gradients are there, while backward goes on with the layers below
     reduce      waits for the buckets, and adds up the step's scalars
-    bytes       2(n-1)/n of the gradients, sent by each of n ranks once a step, however many microbatches
+    bytes       once a step, however many microbatches: on one host each rank adds up its part of the gradients in the
+                memory that they share; else it sends 2(n-1)/n of them round the ring
 
 Gradients and scalars are summed, not averaged: the caller divides once, by the step's global token count, so that ranks
 may compute different numbers of microbatches.
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from mpipar.comm import Communicator, Work
-from mpipar.parallel.buckets import Allocate, Slot, build_buckets, zeros
+from mpipar.comm.shared import Arena, arena_bytes
+from mpipar.parallel.buckets import Allocate, Members, Slot, build_bucket, num_bytes, plan_buckets, zeros
 
 Scalars = npt.NDArray[np.float64]
 
@@ -50,15 +52,21 @@ class DataParallel:
         model: In its final dtype, on its final device, with `requires_grad` as it is to stay.
         comm: The dp axis.
         bucket_bytes: Size at which a bucket is closed. Small ones start earlier, large ones are reduced faster.
-        allocate: Gives the memory of the buckets.
+        share: Lay the buckets in memory that the ranks of the host share, if they are all on one. A reduction is
+            then done in place.
+
+    Attributes:
+        buckets: The gradients.
+        unshared: Why the buckets are private memory and reduced over the ring; None if they are shared.
     """
 
-    def __init__(
-        self, model: nn.Module, comm: Communicator, *, bucket_bytes: int = 16 << 20, allocate: Allocate = zeros
-    ):
+    def __init__(self, model: nn.Module, comm: Communicator, *, bucket_bytes: int = 16 << 20, share: bool = True):
         self.model = model
         self.comm = comm
-        self.buckets = build_buckets(model, bucket_bytes, allocate)
+        plan = plan_buckets(model, bucket_bytes)
+        self._arena: Arena | None = None
+        allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
+        self.buckets = [build_bucket(members, allocate) for members in plan]
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order
         self._missing = self._all_missing()
@@ -119,9 +127,12 @@ class DataParallel:
             bucket.flat.mul_(factor)
 
     def close(self) -> None:
-        """Takes the hooks off the model. Gradients stay views of the buckets."""
+        """Collective: takes the hooks off the model. Gradients stay views of the buckets."""
         for hook in self._hooks:
             hook.remove()
+        if self._arena is not None:
+            self.comm.close_arena(self._arena)
+            self._arena = None
 
     def _hook(self, index: int, slot: Slot) -> Callable[[Tensor], None]:
         def on_gradient(_: Tensor) -> None:
@@ -151,6 +162,16 @@ class DataParallel:
     def _start(self, up_to: int) -> None:
         for bucket in self.buckets[len(self._works) : up_to]:
             self._works.append(self.comm.start_all_reduce(bucket.flat))
+
+    def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
+        """Collective: what gives the memory of the buckets, and why it is not shared."""
+        if any(parameter.device.type != "cpu" for members in plan for _, parameter in members):
+            return zeros, "gradients are on a device"
+        arena = self.comm.open_arena(arena_bytes([num_bytes(members) for members in plan]))
+        if isinstance(arena, str):
+            return zeros, arena
+        self._arena = arena
+        return arena.allocate, None
 
     def _all_missing(self) -> list[set[str]]:
         """For each bucket the gradients that are not final yet: at the beginning of a step, all."""

@@ -58,7 +58,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     step = TrainStep(model, config, comm)
     done = resume.load(path, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, model, threads=threads, origin=said):
+    for line in report.header(config, mesh, source, step, threads=threads, origin=said):
         terminal.say(line)
     try:
         Run(config, comm, folder, source, step, terminal, identity).finish(done, stop)

@@ -9,16 +9,19 @@ from mpipar.comm import Mesh, mpi_version
 from mpipar.model import Transformer, generate
 from mpipar.train.config import Config
 from mpipar.train.source import Source
+from mpipar.train.step import TrainStep
 
 
-def header(config: Config, mesh: Mesh, source: Source, model: Transformer, *, threads: int, origin: str) -> list[str]:
+def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threads: int, origin: str) -> list[str]:
     """Lines that say what is about to run, on what."""
     train, shards = config.train, source.shards
+    model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
     most = -(-train.num_microbatches // ranks)
     lines = [
         ("mpipar", f"{mpipar.__version__}, {mpi_version()}, torch {torch.__version__}"),
         ("ranks", f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}, {_count(threads, 'thread')} each"),
+        ("reduce", "in shared memory" if unshared is None else f"over the ring: {unshared}"),
         (
             "data",
             f"{config.data.dir}: {shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}, "

@@ -79,12 +79,14 @@ def assert_same_gradients(net: Net, expected: Net, tolerance: float) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("bucket_bytes", [1, 400, 1 << 20])
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
+@pytest.mark.parametrize("share", [True, False])
 def test_gradients_equal_one_process(
-    comm: Communicator, overlap: bool, dtype: torch.dtype, tolerance: float, bucket_bytes: int, count: int
+    comm: Communicator, overlap: bool, dtype: torch.dtype, tolerance: float, bucket_bytes: int, count: int, share: bool
 ) -> None:
-    """Also where ranks have different numbers of microbatches, or none."""
+    """Also where ranks have different numbers of microbatches, or none; in shared memory and over the ring."""
     net = build(0, dtype)
-    replicas = DataParallel(net, comm, bucket_bytes=bucket_bytes)
+    replicas = DataParallel(net, comm, bucket_bytes=bucket_bytes, share=share)
+    assert (replicas.unshared is None) == (share and comm.size > 1), replicas.unshared
     expected = reference(dtype, count)
     mine = list(range(comm.rank, count, comm.size))
     for _ in range(2):  # the second time buckets hold what the first left in them

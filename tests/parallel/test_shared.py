@@ -1,0 +1,172 @@
+"""The arena: sums in place in shared memory, against float64, and the ring where there can be none."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mpipar.comm import Communicator, shared
+from mpipar.comm.buffers import Op
+from mpipar.comm.shared import Arena, arena_bytes
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
+SIZES = [0, 1, 2, 3, 7, 4099, 200_001]
+
+
+def opened(comm: Communicator, num_bytes: int) -> Arena:
+    if comm.size == 1:
+        pytest.skip("one rank has nobody to share with")
+    arena = comm.open_arena(num_bytes)
+    assert isinstance(arena, Arena), arena
+    return arena
+
+
+def draw(size: int, rank: int, dtype: torch.dtype) -> Tensor:
+    """Small whole numbers, whose sums every dtype holds exactly."""
+    return torch.randint(0, 6, (size,), generator=torch.Generator().manual_seed(1000 * rank + size)).to(dtype)
+
+
+def expected(comm: Communicator, size: int, dtype: torch.dtype, op: Op) -> Tensor:
+    given = torch.stack([draw(size, rank, dtype).double() for rank in range(comm.size)])
+    return {"sum": given.sum(0), "mean": given.mean(0), "max": given.amax(0)}[op] if size else given[0]
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "max"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_reduce(comm: Communicator, dtype: torch.dtype, op: Op) -> None:
+    if op == "mean" and not dtype.is_floating_point:
+        return
+    arena = opened(comm, arena_bytes([size * dtype.itemsize for size in SIZES]))
+    for size in SIZES:
+        x = arena.allocate(size, dtype, CPU)
+        before = comm.bytes_sent
+        for _ in range(2):
+            x.copy_(draw(size, comm.rank, dtype))
+            comm.all_reduce(x, op)
+            tolerance = torch.finfo(dtype).eps if op == "mean" else 0.0
+            torch.testing.assert_close(x.double(), expected(comm, size, dtype, op), rtol=tolerance, atol=0)
+        assert comm.bytes_sent == before, "nothing was sent"
+
+
+def test_sums_of_16_bit_floats_are_rounded_once(comm: Communicator) -> None:
+    """256 and then ones: each addition alone would be lost in bfloat16."""
+    arena = opened(comm, 4096)
+    x = arena.allocate(8, torch.bfloat16, CPU)
+    x.fill_(256.0 if comm.rank == 0 else 1.0)
+    comm.all_reduce(x)
+    assert (x == torch.tensor(255.0 + comm.size).bfloat16()).all()
+
+
+def test_reduce_scatter_then_all_gather(comm: Communicator) -> None:
+    arena = opened(comm, arena_bytes([size * 4 for size in SIZES]))
+    for size in SIZES:
+        x = arena.allocate(size, torch.float32, CPU)
+        x.copy_(draw(size, comm.rank, torch.float32))
+        comm.reduce_scatter(x)
+        wanted = expected(comm, size, torch.float32, "sum").float()
+        mine = comm.chunk(size)
+        assert torch.equal(x[mine], wanted[mine])
+        comm.all_gather(x)
+        assert torch.equal(x, wanted)
+
+
+def test_the_same_bits_on_all_ranks(comm: Communicator) -> None:
+    arena = opened(comm, 1 << 20)
+    x = arena.allocate(100_001, torch.float32, CPU)
+    torch.randn(x.shape, generator=torch.Generator().manual_seed(comm.rank), out=x)
+    comm.all_reduce(x)
+    assert len({bits.tobytes() for bits in comm.all_gather_object(x.numpy())}) == 1
+
+
+def test_a_part_of_what_was_allocated(comm: Communicator) -> None:
+    """A view is reduced alone; what lies around it is not touched."""
+    arena = opened(comm, 1 << 16)
+    x = arena.allocate(1000, torch.float32, CPU)
+    x.fill_(comm.rank)
+    comm.all_reduce(x[100:357])
+    total = comm.size * (comm.size - 1) / 2
+    assert (x[100:357] == total).all() and (x[:100] == comm.rank).all() and (x[357:] == comm.rank).all()
+
+
+def test_what_is_not_contiguous_or_not_in_it_goes_round_the_ring(comm: Communicator) -> None:
+    arena = opened(comm, 1 << 16)
+    inside = arena.allocate(64, torch.float32, CPU).view(8, 8).t()
+    outside = torch.ones(64)
+    inside.fill_(1.0)
+    for x in (inside, outside):
+        before = comm.bytes_sent
+        comm.all_reduce(x)
+        assert (x == comm.size).all() and comm.bytes_sent > before
+
+
+def test_started_together_and_mixed_with_the_ring(comm: Communicator) -> None:
+    arena = opened(comm, 1 << 20)
+    arrays = [arena.allocate(50_000, torch.float32, CPU), torch.zeros(70_000), arena.allocate(3, torch.float32, CPU)]
+    for x in arrays:
+        x.fill_(comm.rank + 1)
+    works = [comm.start_all_reduce(x) for x in arrays]
+    for work in reversed(works):
+        work.wait()
+    assert all((x == comm.size * (comm.size + 1) / 2).all() for x in arrays)
+
+
+def test_a_closed_arena_is_memory_like_any_other(comm: Communicator) -> None:
+    arena = opened(comm, 1 << 16)
+    x = arena.allocate(100, torch.float32, CPU)
+    comm.close_arena(arena)
+    x.fill_(1.0)
+    before = comm.bytes_sent
+    comm.all_reduce(x)
+    assert (x == comm.size).all() and comm.bytes_sent > before
+
+
+def test_it_is_used_up(comm: Communicator) -> None:
+    arena = opened(comm, 8192)
+    arena.allocate(1024, torch.float32, CPU)
+    with pytest.raises(MemoryError, match="4,096 bytes left where 4,100 are wanted"):
+        arena.allocate(1025, torch.float32, CPU)
+
+
+def test_nothing_is_left_and_no_descriptor_is_kept(comm: Communicator) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before, names = descriptors(), set(os.listdir("/dev/shm"))
+    for _ in range(3):
+        comm.close_arena(opened(comm, 1 << 20))
+    assert descriptors() == before
+    assert not {name for name in set(os.listdir("/dev/shm")) - names if "mpipar" in name}
+
+
+@pytest.mark.parametrize("where", ["_create_segment", "_map_segment"])
+def test_where_one_rank_cannot_share_none_does(comm: Communicator, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    if comm.size == 1:
+        assert comm.open_arena(1 << 16) == "there is one rank"
+        return
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr(shared, where, refuse)
+    reason = comm.open_arena(1 << 16)
+    assert isinstance(reason, str) and "not permitted" in reason
+    x = np.ones(100)
+    assert (comm.all_reduce(x) == comm.size).all()
+
+
+def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_a_neighbour(tmp_path: Path) -> None:
+    """Ranks in containers of their own: the descriptor is some other file's."""
+    with (tmp_path / "other").open("w+b") as other:
+        other.write(bytes(4096))
+        other.flush()
+        handle = shared.Handle(os.getpid(), other.fileno(), b"x" * 16)
+        with pytest.raises(OSError, match="not the neighbour's"):
+            shared._map_segment(handle, 4096)
