@@ -53,6 +53,10 @@ class AllReduce:
             raise ConfigError(
                 f"--min-bytes {self.min_bytes} must be at least 8 and at most --max-bytes {self.max_bytes}"
             )
+        if world.size == 1:
+            raise ConfigError("one rank has nothing to reduce: mpirun -n 2 python -m benchmarks allreduce")
+        if self.rounds < 1:
+            raise ConfigError(f"--rounds {self.rounds} must be at least 1")
         torch.set_num_threads(1)
         mesh = Mesh(world, Grid.of(world.size))
         start_gloo(mesh)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.gloo import start_gloo, stop_gloo
 from benchmarks.measure import print_environment, ratio, take_turns
 from mpipar.comm import Communicator, Grid, Mesh
+from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel
 
@@ -57,6 +58,8 @@ class Step:
 
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
+        if self.rounds < 1:
+            raise ConfigError(f"--rounds {self.rounds} must be at least 1")
         torch.set_num_threads(1)
         mesh = Mesh(world, Grid.of(world.size))
         start_gloo(mesh)

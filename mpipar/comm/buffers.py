@@ -93,7 +93,8 @@ class Buffer:
             values = self.values if isinstance(self.values, torch.Tensor) else torch.from_numpy(self.values)
             self._origin.copy_(values.view(self._origin.shape))
         elif isinstance(self._origin, np.ndarray):
-            self._origin[...] = self.values.reshape(self._origin.shape)
+            array = self.values.numpy() if isinstance(self.values, torch.Tensor) else self.values
+            self._origin[...] = array.reshape(self._origin.shape)
         else:
             import cupy
 

@@ -48,6 +48,8 @@ def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = Fa
         code = EXIT_ERROR
     except KeyboardInterrupt:
         _leave(world, "interrupted", code=130)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
+        world.abort(EXIT_ERROR) if world.size > 1 else os._exit(EXIT_ERROR)
     except MpiparError as error:
         if not getattr(error, "agreed", False):
             _leave(world, f"error: {error}", code=EXIT_ERROR)

@@ -15,7 +15,17 @@ _local_ranks = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
 if _local_ranks > (os.cpu_count() or 1):
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
+# A process that no launcher has started is a job of its own. Open MPI would all the same make memory for messages to
+# others on this host, and leave its file in /dev/shm, and look for a second for networks.
+_TRANSPORTS = "OMPI_MCA_btl"
+_alone = not {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", _TRANSPORTS} & os.environ.keys()
+if _alone:
+    os.environ[_TRANSPORTS] = "self"
+
 from mpi4py import MPI  # noqa: E402
+
+if _alone:
+    del os.environ[_TRANSPORTS]  # it is not for the jobs that this process may start
 
 __all__ = ["MPI", "mpi_version"]
 

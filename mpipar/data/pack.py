@@ -34,7 +34,7 @@ from mpipar.data.shards import SPLITS, TOKENIZER_FILE, write_shard
 from mpipar.data.survey import Survey, survey
 from mpipar.data.tokenizer import Tokenizer
 from mpipar.errors import DataError
-from mpipar.storage import atomic_folder
+from mpipar.storage import atomic_folder, remove_partials
 
 _TRAINING_BYTES = 12_000_000
 _ENCODE_BYTES = 1 << 20
@@ -149,6 +149,7 @@ def _documents(piece: Piece, split: str, recipe: Recipe, found: Survey) -> Itera
 def _begin(unfinished: ExitStack, out: Path) -> Path:
     try:
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
+        remove_partials(out.resolve().parent, out.resolve().name)  # of a pack into the same folder that was killed
         return unfinished.enter_context(atomic_folder(out.resolve()))
     except OSError as error:
         raise DataError(f"cannot write the data set {out}: {error.strerror}") from error

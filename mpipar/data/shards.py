@@ -193,13 +193,18 @@ def splits_in(folder: Path) -> list[str]:
 def shard_paths(folder: Path, split: str) -> list[Path]:
     """The files of a split, by index. Raises DataError where there are none."""
     if not folder.is_dir():
+        if folder.exists():
+            raise DataError(f"{folder} is a file; a data set is a folder that `python -m mpipar.data pack` makes")
         raise DataError(f"there is no data set at {folder}. " + _PACK.format(folder=folder))
     paths = sorted(folder.glob(f"{split}-*.h5"))
     if paths:
         return paths
     if split == "val" and any(folder.glob("train-*.h5")):
         raise DataError(f"{folder} has no validation split: pack it again, with a --val-fraction above 0")
-    raise DataError(f"{folder} holds no shards ({split}-00000.h5 ...). " + _PACK.format(folder=folder))
+    raise DataError(
+        f"{folder} holds no shards ({split}-00000.h5 ...). `python -m mpipar.data pack {folder} --out NEW_FOLDER` "
+        "makes a data set of the text in it"
+    )
 
 
 def shard_name(split: str, index: int) -> str:

@@ -72,9 +72,12 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_partials(folder: str | os.PathLike[str]) -> None:
-    """Removes what killed writers left directly in `folder`. Nobody may be writing there meanwhile."""
-    for leftover in Path(folder).glob(_PREFIX + "*"):
+def remove_partials(folder: str | os.PathLike[str], name: str = "*") -> None:
+    """Removes what killed writers left directly in `folder`, of the files and folders that were to be called `name`.
+
+    Nobody may be writing them meanwhile.
+    """
+    for leftover in Path(folder).glob(f"{_PREFIX}*-{name}"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:

@@ -40,15 +40,16 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
     said = "a fresh start"
     if config.resume == "never" and folder.holds_a_run():
         said = f"a fresh start; the earlier run is now {folder.move_aside()}"
-    folder.create()
-    with writing(folder.path):
-        remove_partials(folder.path)
-        remove_partials(folder.checkpoints)
     path = _find(config, folder)
     if path is not None:
         with checkpoint.load(path) as found:
             _require_fit(config, identity, found)
             said = f"goes on from step {found.step:,} ({path})"
+    folder.create()
+    folder.claim()
+    with writing(folder.path):
+        remove_partials(folder.path)
+        remove_partials(folder.checkpoints)
     folder.write_config(to_toml(config))
     return path, said
 

@@ -12,9 +12,11 @@ written again.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.plot = path / "loss.png"
+        self._lock: IO[str] | None = None
 
     def holds_a_run(self) -> bool:
         """Whether a run has been kept here before."""
@@ -58,8 +61,35 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise ConfigError(f"--run.dir {self.path} cannot be written to")
 
+    def claim(self) -> None:
+        """Keeps other jobs out of the folder for as long as this process lives; the kernel frees the lock with it.
+
+        Raises:
+            ConfigError: A job that is still running has it.
+        """
+        with writing(self.path):
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another job"
+            lock.close()
+            raise ConfigError(
+                f"--run.dir {self.path} is in use by {holder}: wait for its end, or give another --run.dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        self._lock = lock
+
     def move_aside(self) -> Path:
-        """Renames the folder of an earlier run to the first free NAME.old-K; returns that."""
+        """Renames the folder of an earlier run to the first free NAME.old-K; returns that.
+
+        Raises:
+            ConfigError: A job that is still running has the folder.
+        """
+        self.claim()
         for k in range(1, 10_000):
             aside = self.path.with_name(f"{self.path.name}.old-{k}")
             if not aside.exists():

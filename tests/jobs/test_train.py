@@ -175,6 +175,15 @@ def test_going_on_from_another_run_needs_a_folder_of_its_own(train: Arguments, t
     assert all(torch.equal(t, weights(tmp_path / "a")[name]) for name, t in weights(tmp_path / "c").items())
 
 
+def test_a_folder_that_a_running_job_has_is_refused(train: Arguments, tmp_path: Path) -> None:
+    job = Job(1, *train("--train.steps", 100_000))
+    job.wait_for("step      1/")
+    for resume in ("auto", "never"):
+        run(0, *train("--train.steps", 5, "--resume", resume)).refused("is in use by process", "another --run.dir")
+    job.kill()
+    run(0, *train("--train.steps", 100_001, "--train.lr", "1e-3", "--resume", "never", "--train.steps", 2)).ok()
+
+
 def test_never_keeps_the_earlier_run(train: Arguments, tmp_path: Path) -> None:
     run(1, *train("--train.steps", 2)).ok()
     outcome = run(1, *train("--train.steps", 3, "--resume", "never")).ok()

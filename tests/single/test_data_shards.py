@@ -106,7 +106,10 @@ def test_the_same_bits_every_time(folder: Path, tmp_path_factory: pytest.TempPat
 def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no data set at .*mpipar\.data pack INPUT"):
         ShardSet.open(tmp_path / "none", "train")
-    with pytest.raises(DataError, match=r"holds no shards.*mpipar\.data pack INPUT"):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(DataError, match=r"file is a file; a data set is a folder"):
+        ShardSet.open(tmp_path / "file", "train")
+    with pytest.raises(DataError, match=r"holds no shards.*mpipar\.data pack .* --out NEW_FOLDER"):
         ShardSet.open(tmp_path, "train")
 
 
