@@ -12,7 +12,7 @@ from mpipar.model.families import FAMILIES
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of the transformer. Raises ConfigError for one that cannot be."""
+    """The shape of the transformer."""
 
     family: Literal["llama", "gpt2"] = "llama"
     """llama: RMSNorm, rotary positions, SwiGLU. gpt2: LayerNorm, learned positions, GELU, biases."""
