@@ -64,6 +64,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
         Run(config, comm, folder, source, step, terminal, identity).finish(done, stop)
     finally:
         source.close()
+        folder.release()
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:

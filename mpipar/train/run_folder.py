@@ -12,6 +12,7 @@ written again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -40,7 +41,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.plot = path / "loss.png"
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
 
     def holds_a_run(self) -> bool:
         """Whether a run has been kept here before."""
@@ -64,24 +65,32 @@ class RunFolder:
     def claim(self) -> None:
         """Keeps other jobs out of the folder for as long as this process lives; the kernel frees the lock with it.
 
+        Where the file system has no locks it does nothing.
+
         Raises:
             ConfigError: A job that is still running has it.
         """
         with writing(self.path):
-            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another job"
-            lock.close()
+        except OSError as error:
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another job"
+            os.close(lock)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks, as some cluster file systems are mounted: nobody can be kept out
             raise ConfigError(
                 f"--run.dir {self.path} is in use by {holder}: wait for its end, or give another --run.dir"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         self._lock = lock
+
+    def release(self) -> None:
+        """Lets other jobs into the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def move_aside(self) -> Path:
         """Renames the folder of an earlier run to the first free NAME.old-K; returns that.
@@ -95,6 +104,7 @@ class RunFolder:
             if not aside.exists():
                 with writing(aside):
                     self.path.rename(aside)
+                self.release()
                 return aside
         raise ConfigError(f"--run.dir {self.path}: there are thousands of earlier runs beside it: remove some")
 

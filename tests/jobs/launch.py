@@ -90,7 +90,7 @@ class Job:
         assert self.process.stdout is not None
         with self.process.stdout as stream:
             for line in stream:
-                self.output.append(line)
+                self.output.append(line.replace("\0", ""))  # which mpirun sometimes puts before a rank's stderr
 
 
 class Outcome:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,16 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
     metrics.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "grad_norm": None, "lr": 0.5}]
+
+
+def test_a_folder_has_one_job(tmp_path: Path) -> None:
+    """Locks are a process's own, so the second job is another process."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.claim()
+    program = "from pathlib import Path; from mpipar.train.run_folder import RunFolder; "
+    program += f"RunFolder(Path({str(folder.path)!r})).claim()"
+    second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert second.returncode != 0 and f"is in use by process {os.getpid()} on" in second.stderr
+    folder.release()
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
