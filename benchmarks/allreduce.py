@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.gloo import start_gloo, stop_gloo
-from benchmarks.measure import Times, print_environment, ratio, take_turns
-from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from benchmarks.gloo import stop_gloo
+from benchmarks.measure import Times, begin, ratio, take_turns
+from mpipar.comm import Communicator, mpi_version
 from mpipar.comm.mpi import MPI
 from mpipar.comm.shared import Arena
 from mpipar.errors import ConfigError
@@ -55,12 +55,7 @@ class AllReduce:
             )
         if world.size == 1:
             raise ConfigError("one rank has nothing to reduce: mpirun -n 2 python -m benchmarks allreduce")
-        if self.rounds < 1:
-            raise ConfigError(f"--rounds {self.rounds} must be at least 1")
-        torch.set_num_threads(1)
-        mesh = Mesh(world, Grid.of(world.size))
-        start_gloo(mesh)
-        print_environment(mesh)
+        begin(world, self.rounds)
         results = {size: self._measure(world, size) for size in self._sizes()}
         stop_gloo(world)
         if world.rank == 0:

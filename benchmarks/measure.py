@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 
 import mpipar
-from mpipar.comm import Communicator, Mesh, mpi_version
+from benchmarks.gloo import start_gloo
+from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from mpipar.errors import ConfigError
 
 Times = dict[str, npt.NDArray[np.float64]]
 
@@ -59,7 +61,21 @@ def ratio(times: Times, name: str, reference: str) -> tuple[float, float, float]
     return float(middle), float(low), float(high)
 
 
-def print_environment(mesh: Mesh) -> None:
+def begin(world: Communicator, rounds: int) -> None:
+    """Collective: what every question with gloo among its peers begins with: one thread a rank, and the environment.
+
+    Raises:
+        ConfigError: There is nothing to take a median of.
+    """
+    if rounds < 1:
+        raise ConfigError(f"--rounds {rounds} must be at least 1")
+    torch.set_num_threads(1)
+    mesh = Mesh(world, Grid.of(world.size))
+    start_gloo(mesh)
+    _print_environment(mesh)
+
+
+def _print_environment(mesh: Mesh) -> None:
     """Says, on rank 0, what machine this is, as comments of a table."""
     if mesh.world.rank > 0:
         return

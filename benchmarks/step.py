@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.gloo import start_gloo, stop_gloo
-from benchmarks.measure import print_environment, ratio, take_turns
-from mpipar.comm import Communicator, Grid, Mesh
-from mpipar.errors import ConfigError
+from benchmarks.gloo import stop_gloo
+from benchmarks.measure import begin, ratio, take_turns
+from mpipar.comm import Communicator
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel
 
@@ -58,12 +57,7 @@ class Step:
 
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
-        if self.rounds < 1:
-            raise ConfigError(f"--rounds {self.rounds} must be at least 1")
-        torch.set_num_threads(1)
-        mesh = Mesh(world, Grid.of(world.size))
-        start_gloo(mesh)
-        print_environment(mesh)
+        begin(world, self.rounds)
         tokens = torch.randint(
             self.vocab_size, (self.batch, self.seq_len + 1), generator=torch.Generator().manual_seed(world.rank)
         )

@@ -77,9 +77,7 @@ class Buffer:
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
         """Elements [start, stop) become their sum (or maximum) with the first stop - start elements of `other`."""
-        mine = self.values[start:stop]
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite sum is for the caller to judge
-            (self.lib.maximum if op == "max" else self.lib.add)(mine, other.values[: stop - start], out=mine)
+        accumulate(self.lib, op, self.values[start:stop], other.values[: stop - start])
 
     def scale(self, start: int, stop: int, factor: float) -> None:
         """Multiplies elements [start, stop)."""
@@ -133,6 +131,12 @@ def _check_layout(array: Any, kind: str, writable: bool) -> None:
         raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
     if writable and _repeats_elements(array):
         raise MessageError("the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy")
+
+
+def accumulate(lib: ModuleType, op: Op, total: Any, values: Any) -> None:
+    """total becomes its sum (or maximum) with values, both of the library `lib`."""
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite sum is for the caller to judge
+        (lib.maximum if op == "max" else lib.add)(total, values, out=total)
 
 
 class Scratch:

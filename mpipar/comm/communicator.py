@@ -85,12 +85,7 @@ class Communicator:
 
     def start_all_reduce(self, x: Any, op: Op = "sum") -> Work:
         """Like `all_reduce`, but returns at once. x must not be touched before the work is done."""
-        buffer = Buffer(x)
-        buffer.require(op)
-        column = self._column(buffer)
-        if column is not None:
-            return self._start(f"all_reduce({op})", lambda wire: shared.all_reduce(wire, column, op))
-        return self._start(f"all_reduce({op})", lambda wire: ring.all_reduce(wire, buffer, op))
+        return self._start_reduction("all_reduce", x, op, shared.all_reduce, ring.all_reduce)
 
     def reduce_scatter(self, x: Any, op: Op = "sum") -> None:
         """Chunk `rank` of the flattened x (see `chunk`) becomes its sum over all ranks; the rest of x is undefined."""
@@ -98,12 +93,7 @@ class Communicator:
 
     def start_reduce_scatter(self, x: Any, op: Op = "sum") -> Work:
         """Like `reduce_scatter`, but returns at once."""
-        buffer = Buffer(x)
-        buffer.require(op)
-        column = self._column(buffer)
-        if column is not None:
-            return self._start(f"reduce_scatter({op})", lambda wire: shared.reduce_scatter(wire, column, op))
-        return self._start(f"reduce_scatter({op})", lambda wire: ring.reduce_scatter(wire, buffer, op))
+        return self._start_reduction("reduce_scatter", x, op, shared.reduce_scatter, ring.reduce_scatter)
 
     def all_gather(self, x: Array) -> Array:
         """Every rank gives its chunk of the flattened x (see `chunk`); x becomes all chunks, on all ranks."""
@@ -218,6 +208,22 @@ class Communicator:
         wire = Wire.for_collective(self._comm, self._sequence, self._account)
         work = Work(self.progress, f"{name} #{self._sequence}", self.name, algorithm(wire))
         return self.progress.start(work, id(self))
+
+    def _start_reduction(
+        self,
+        name: str,
+        x: Any,
+        op: Op,
+        in_place: Callable[[Wire, list[Buffer], Op], Algorithm],
+        around: Callable[[Wire, Buffer, Op], Algorithm],
+    ) -> Work:
+        """Starts the next collective, one that adds: in the arena if x lies in it, else round the ring."""
+        buffer = Buffer(x)
+        buffer.require(op)
+        column = self._column(buffer)
+        if column is not None:
+            return self._start(f"{name}({op})", lambda wire: in_place(wire, column, op))
+        return self._start(f"{name}({op})", lambda wire: around(wire, buffer, op))
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""

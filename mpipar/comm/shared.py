@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpipar.comm.buffers import Buffer, Op
+from mpipar.comm.buffers import Buffer, Op, accumulate
 from mpipar.comm.p2p import Wire, barrier, segments
 from mpipar.comm.progress import Algorithm
 from mpipar.comm.ring import chunk_bounds
@@ -151,9 +151,8 @@ def _add_up(column: list[Buffer], own: int, start: int, stop: int, op: Op, *, ev
     wide = mine.dtype in ("float16", "bfloat16") and op != "max"
     for a, b in segments(start, stop, max(1, _RUN_BYTES // mine.itemsize)):
         total = mine.values[a:b].float() if wide else mine.values[a:b]
-        with np.errstate(over="ignore", invalid="ignore"):
-            for other in others:
-                (mine.lib.maximum if op == "max" else mine.lib.add)(total, other.values[a:b], out=total)
+        for other in others:
+            accumulate(mine.lib, op, total, other.values[a:b])
         if op == "mean":
             total *= 1 / len(column)
         if wide:
