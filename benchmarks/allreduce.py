@@ -25,8 +25,8 @@ from torch import Tensor
 from benchmarks.gloo import stop_gloo
 from benchmarks.measure import Times, begin, ratio, take_turns
 from mpipar.comm import Communicator, mpi_version
+from mpipar.comm.arena import Arena
 from mpipar.comm.mpi import MPI
-from mpipar.comm.shared import Arena
 from mpipar.errors import ConfigError
 
 _MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T, "int64": MPI.INT64_T}

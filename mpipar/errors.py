@@ -8,6 +8,7 @@
      ├── LaunchError            the job was started in a way in which it cannot run
      ├── MessageError           an array that cannot be a message; also a ValueError
      ├── StallError             a peer did not answer in time; also a TimeoutError
+     ├── DeadRankError          a rank died, in a job that was started to survive it
      ├── DivergedError          the loss stopped being a number
      └── PeerError              another rank failed and has said why
 
@@ -78,6 +79,10 @@ class MessageError(MpiparError, ValueError):
 
 class StallError(MpiparError, TimeoutError):
     """A peer that did not answer before the deadline."""
+
+
+class DeadRankError(MpiparError):
+    """A rank that died, in a job that was started to survive it (`mpirun --with-ft ulfm`)."""
 
 
 class DivergedError(MpiparError):

@@ -28,7 +28,13 @@ Op = Literal["sum", "mean", "max"]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_MOVABLE = (*_FLOATS, *_INTEGERS, "bool")
+MOVABLE = (*_FLOATS, *_INTEGERS, "bool")
+# Those of both libraries; looking them up is faster than asking them for their names.
+_NAMES: dict[object, str] = {
+    **{getattr(torch, name): name for name in MOVABLE},
+    **{np.dtype(name): name for name in MOVABLE if name != "bfloat16"},
+}
+_ITEMSIZES = {dtype: 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize for dtype in MOVABLE}
 
 
 class Buffer:
@@ -50,8 +56,9 @@ class Buffer:
 
     def __init__(self, array: Any, *, writable: bool = True):
         kind = type(array).__module__.partition(".")[0]
-        self.dtype = _checked_dtype(array, kind)
+        self.dtype, self.itemsize = _checked_dtype(array, kind)
         self._origin = array.detach() if kind == "torch" else array
+        self._bytes: Any = None
         _check_layout(self._origin, kind, writable)
         on_device = kind == "cupy" or (kind == "torch" and self._origin.device.type == "cuda")
         self._on_device = on_device and _mpi_takes_device_pointers()
@@ -60,17 +67,33 @@ class Buffer:
         else:
             flat = _contiguous(self._origin, kind, writable)
         self._staged = writable and not _shares_memory(flat, self._origin)
-        self.lib, self.values, self._bytes = _two_views(flat, self.dtype)
-        self.size: int = int(np.prod(array.shape, dtype=np.int64))
-        self.itemsize: int = len(self._bytes) // self.size if self.size else 1
+        self.lib, self.values = _addable(flat, self.dtype)
+        self.size: int = len(self.values)
+
+    @staticmethod
+    def itemsize_of(dtype: str) -> int:
+        """Bytes of an element."""
+        return _ITEMSIZES[dtype]
+
+    @property
+    def is_in_host_memory(self) -> bool:
+        """Whether the elements, or the copy of them that stands in, can be read and written by the processor."""
+        return not self._on_device
 
     @property
     def address(self) -> int:
         """Where it lies in the host's memory."""
-        return int(self._bytes.ctypes.data)
+        return _address(self.values)
+
+    def overlaps(self, other: Buffer) -> bool:
+        """Whether both have elements in one place in memory."""
+        mine, theirs = _address(self.values), _address(other.values)
+        return mine < theirs + other.size * other.itemsize and theirs < mine + self.size * self.itemsize
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
+        if self._bytes is None:
+            self._bytes = _as_bytes(self.values)
         if self._on_device:
             _synchronise(self._bytes)
         return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
@@ -78,6 +101,9 @@ class Buffer:
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
         """Elements [start, stop) become their sum (or maximum) with the first stop - start elements of `other`."""
         accumulate(self.lib, op, self.values[start:stop], other.values[: stop - start])
+
+    def settle(self, start: int, stop: int) -> None:
+        """Elements [start, stop) have their final value. Memory of one rank is then done with them."""
 
     def scale(self, start: int, stop: int, factor: float) -> None:
         """Multiplies elements [start, stop)."""
@@ -108,15 +134,16 @@ class Buffer:
             raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
 
 
-def _checked_dtype(array: Any, kind: str) -> str:
-    """The dtype's name in numpy and torch alike; refuses what is no array and what cannot be moved."""
+def _checked_dtype(array: Any, kind: str) -> tuple[str, int]:
+    """The dtype's name in numpy and torch alike, and its bytes; refuses what is no array and what cannot be moved."""
     if kind not in ("numpy", "torch", "cupy") or not hasattr(array, "dtype"):
         what = type(array).__name__
         raise MessageError(f"{what} is not an array that can be sent: give a torch tensor, a numpy or CuPy array")
-    dtype = str(array.dtype).removeprefix("torch.")
-    if dtype not in _MOVABLE:
-        raise MessageError(f"dtype {dtype} cannot be sent: use one of {', '.join(_MOVABLE)}")
-    return dtype
+    dtype = _NAMES.get(array.dtype)
+    if dtype is None:
+        name = str(array.dtype).removeprefix("torch.")
+        raise MessageError(f"dtype {name} cannot be sent: use one of {', '.join(MOVABLE)}")
+    return dtype, _ITEMSIZES[dtype]
 
 
 def _check_layout(array: Any, kind: str, writable: bool) -> None:
@@ -129,7 +156,7 @@ def _check_layout(array: Any, kind: str, writable: bool) -> None:
         raise MessageError("a masked array cannot be sent, its mask would be lost: call filled() first")
     if kind == "numpy" and writable and not array.flags.writeable:
         raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
-    if writable and _repeats_elements(array):
+    if writable and not _is_contiguous(array, kind) and _repeats_elements(array):
         raise MessageError("the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy")
 
 
@@ -163,6 +190,10 @@ def _new(like: Buffer, size: int) -> Buffer:
     return Buffer(like.lib.empty(size, like.values.dtype))
 
 
+def _is_contiguous(array: Any, kind: str) -> bool:
+    return bool(array.is_contiguous() if kind == "torch" else array.flags.c_contiguous)
+
+
 def _contiguous(array: Any, kind: str, writable: bool) -> Any:
     """The array itself, flat, or a flat copy of it."""
     if kind == "torch":  # an empty tensor may have stride 0, which cannot be viewed as bytes
@@ -176,21 +207,34 @@ def _contiguous(array: Any, kind: str, writable: bool) -> Any:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _two_views(flat: Any, dtype: str) -> tuple[ModuleType, Any, Any]:
-    """(library, values, bytes) over the memory of `flat`."""
-    if isinstance(flat, torch.Tensor) and flat.device.type == "cpu":
-        raw = flat.view(torch.uint8).numpy()
-        return (torch, flat, raw) if dtype in ("float16", "bfloat16") else (np, raw.view(dtype), raw)
+def _addable(flat: Any, dtype: str) -> tuple[ModuleType, Any]:
+    """(library, values) over the memory of `flat`: numpy on the CPU, but for what numpy lacks or adds one by one."""
+    if isinstance(flat, torch.Tensor):
+        if flat.device.type == "cpu" and dtype not in ("float16", "bfloat16"):
+            return np, flat.numpy()
+        return torch, flat
     if isinstance(flat, np.ndarray):
-        raw = flat.view(np.uint8)
-        if dtype == "float16":
-            return torch, torch.from_numpy(flat), raw
-        return np, flat, raw
+        return (torch, torch.from_numpy(flat)) if dtype == "float16" else (np, flat)
     import cupy
 
-    if isinstance(flat, torch.Tensor):
-        return torch, flat, cupy.from_dlpack(flat.view(torch.uint8))
-    return cupy, flat, flat.view(cupy.uint8)
+    return cupy, flat
+
+
+def _as_bytes(values: Any) -> Any:
+    """The same memory as MPI takes it."""
+    if isinstance(values, np.ndarray):
+        return values.view(np.uint8)
+    if isinstance(values, torch.Tensor) and values.device.type == "cpu":
+        return values.view(torch.uint8).numpy()
+    import cupy
+
+    return cupy.from_dlpack(values.view(torch.uint8)) if isinstance(values, torch.Tensor) else values.view(cupy.uint8)
+
+
+def _address(values: Any) -> int:
+    if isinstance(values, torch.Tensor):
+        return values.data_ptr()
+    return int(values.__array_interface__["data"][0] if isinstance(values, np.ndarray) else values.data.ptr)
 
 
 def _mpi_takes_device_pointers() -> bool:
@@ -216,8 +260,9 @@ def _repeats_elements(array: Any) -> bool:
 
 
 def _shares_memory(flat: Any, origin: Any) -> bool:
+    """Whether `flat` is a view of `origin`, not a copy."""
     if isinstance(origin, torch.Tensor):
         return isinstance(flat, torch.Tensor) and flat.data_ptr() == origin.data_ptr()
-    if isinstance(origin, np.ndarray):
-        return np.may_share_memory(flat, origin)  # a copy lies elsewhere, so the bounds decide
-    return not isinstance(flat, np.ndarray) and flat.data.ptr == origin.data.ptr
+    if isinstance(flat, np.ndarray) != isinstance(origin, np.ndarray):
+        return False
+    return _address(flat) == _address(origin) or flat.size == 0

@@ -10,28 +10,38 @@ call is collective: all ranks of the communicator make the same calls, in the sa
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mpipar.comm import p2p, ring, shared
+from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
+from mpipar.comm.arena import Arena, open_arena
 from mpipar.comm.buffers import Buffer, Op
+from mpipar.comm.call import Call, checksum, compared, is_compared
+from mpipar.comm.host import Host, open_host
 from mpipar.comm.mpi import MPI
-from mpipar.comm.p2p import Account, Wire
+from mpipar.comm.p2p import Account, Wire, chunk_bounds
+from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.progress import Algorithm, Progress, Work
-from mpipar.comm.shared import Arena
+from mpipar.comm.select import AllReduce, asked_for, select
+from mpipar.comm.topology import Topology
+from mpipar.errors import MessageError
 
 Array = TypeVar("Array")
 
 
 class Communicator:
-    """The ranks of one axis.
+    """The ranks of one axis. Collective to build.
 
     Args:
         comm: An MPI communicator that is used by nobody else: a duplicate or the result of a split.
         name: The axis, as it appears in messages.
         progress: What drives the operations of all communicators of this process.
+
+    Attributes:
+        topology: Which of the ranks share a host.
     """
 
     def __init__(self, comm: MPI.Comm, name: str, progress: Progress):
@@ -41,9 +51,17 @@ class Communicator:
         self.size: int = comm.size
         self.progress = progress
         self._comm = comm
+        self._local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        self.topology = Topology.of(comm.allgather(self._local.bcast(comm.rank)))
+        neighbours = self.topology.neighbours(self.rank)
+        # Where the ranks of this host meet, or why they cannot.
+        self._host: Host | str = open_host(self._local.allgather, neighbours, self._local.rank)
+        self._wants = asked_for()
+        self._lane = progress.open_lane(name, comm)
         self._sequence = 0
         self._arenas: list[Arena] = []
         self._account = Account()
+        self._prepared = Prepared()
 
     @classmethod
     def world(cls, timeout_s: float = 600.0) -> Communicator:
@@ -56,7 +74,7 @@ class Communicator:
 
     def split_by_host(self) -> Communicator:
         """Collective: the communicator of the ranks on this host, in the order of their ranks here."""
-        return Communicator(self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank), "host", self.progress)
+        return Communicator(self._local.Dup(), "host", self.progress)
 
     def duplicate(self, name: str) -> Communicator:
         """Collective: the same ranks, with messages of their own."""
@@ -64,7 +82,8 @@ class Communicator:
 
     def free(self) -> None:
         """Collective: gives back what MPI keeps for this communicator."""
-        self.progress.release(id(self))
+        self.progress.close_lane(self._lane)
+        self._local.Free()
         self._comm.Free()
 
     def abort(self, code: int) -> None:
@@ -78,35 +97,122 @@ class Communicator:
 
     # Arrays
 
-    def all_reduce(self, x: Array, op: Op = "sum") -> Array:
-        """x becomes the sum, mean or maximum over all ranks, on all ranks; returns x."""
-        self.start_all_reduce(x, op).wait()
+    def all_reduce(self, x: Array, op: Op = "sum", algorithm: AllReduce = "auto") -> Array:
+        """x becomes the sum, mean or maximum over all ranks, on all ranks; returns x.
+
+        Args:
+            x: The same size and dtype on all ranks.
+            op: The operation.
+            algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
+        """
+        self.start_all_reduce(x, op, algorithm).wait()
         return x
 
-    def start_all_reduce(self, x: Any, op: Op = "sum") -> Work:
+    def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:
         """Like `all_reduce`, but returns at once. x must not be touched before the work is done."""
-        return self._start_reduction("all_reduce", x, op, shared.all_reduce, ring.all_reduce)
+        key = id(x), op, algorithm
+        operation = self._prepared.find(key, x)
+        if operation is None:
+            operation = self._prepare_all_reduce(Buffer(x), op, algorithm)
+            self._prepared.keep(key, x, operation)
+        return self._start(operation)
 
-    def reduce_scatter(self, x: Any, op: Op = "sum") -> None:
-        """Chunk `rank` of the flattened x (see `chunk`) becomes its sum over all ranks; the rest of x is undefined."""
-        self.start_reduce_scatter(x, op).wait()
+    def _prepare_all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
+        x.require(op)
+        column = self._column(x)
+        call = Call(f"all_reduce({op})", x.dtype, x.size)
+        host = self._host if isinstance(self._host, Host) else None
+        chosen = self._select(algorithm, x, column)
+        if chosen == "shared":
+            assert host is not None
+            if column is not None and shared.pays_in_place(x):
+                return Operation(call, begin=shared.all_reduce(host, column, op, call))
+            return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
+        if chosen == "hierarchical":
+            assert column is not None
+            return Operation(
+                call, send=lambda wire: hierarchical.all_reduce(wire, self.topology, host, column, op, call)
+            )
+        if chosen == "mpi":
+            return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))
+        return Operation(call, send=lambda wire: ring.all_reduce(self._by_host(wire), x, op))
 
-    def start_reduce_scatter(self, x: Any, op: Op = "sum") -> Work:
+    def reduce_scatter(self, x: Any, op: Op = "sum", sizes: Sequence[int] | None = None) -> None:
+        """Shard `rank` of the flattened x becomes its sum over all ranks; the rest of x is undefined.
+
+        Args:
+            x: The same size and dtype on all ranks.
+            op: The operation.
+            sizes: Elements of each rank's shard, by rank; by default those of `chunk`.
+        """
+        self.start_reduce_scatter(x, op, sizes).wait()
+
+    def start_reduce_scatter(self, x: Any, op: Op = "sum", sizes: Sequence[int] | None = None) -> Work:
         """Like `reduce_scatter`, but returns at once."""
-        return self._start_reduction("reduce_scatter", x, op, shared.reduce_scatter, ring.reduce_scatter)
+        buffer = Buffer(x)
+        buffer.require(op)
+        bounds = self._bounds(buffer, sizes)
+        column = self._column(buffer)
+        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum(bounds))
+        if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
+            return self._start(Operation(call, begin=shared.reduce_scatter(self._host, column, op, call, bounds)))
+        return self._send(call, lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
 
-    def all_gather(self, x: Array) -> Array:
-        """Every rank gives its chunk of the flattened x (see `chunk`); x becomes all chunks, on all ranks."""
-        self.start_all_gather(x).wait()
+    def all_gather(self, x: Array, sizes: Sequence[int] | None = None) -> Array:
+        """Every rank gives its shard of the flattened x; x becomes all shards, on all ranks. Returns x.
+
+        Args:
+            x: The same size and dtype on all ranks.
+            sizes: Elements of each rank's shard, by rank; by default those of `chunk`.
+        """
+        self.start_all_gather(x, sizes).wait()
         return x
 
-    def start_all_gather(self, x: Any) -> Work:
+    def start_all_gather(self, x: Any, sizes: Sequence[int] | None = None) -> Work:
         """Like `all_gather`, but returns at once."""
         buffer = Buffer(x)
+        bounds = self._bounds(buffer, sizes)
         column = self._column(buffer)
-        if column is not None:
-            return self._start("all_gather", lambda wire: shared.all_gather(wire, column))
-        return self._start("all_gather", lambda wire: ring.all_gather(wire, buffer))
+        call = Call("all_gather", buffer.dtype, buffer.size, checksum(bounds))
+        if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
+            return self._start(Operation(call, begin=shared.all_gather(self._host, column, call, bounds)))
+        return self._send(call, lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
+
+    def all_to_all(
+        self,
+        out: Any,
+        into: Array,
+        out_sizes: Sequence[int] | None = None,
+        into_sizes: Sequence[int] | None = None,
+    ) -> Array:
+        """Part i of the flattened `out` goes to rank i, where it is part `rank` of `into`. Returns `into`.
+
+        Args:
+            out: What this rank has for the others.
+            into: What it gets, of the same dtype.
+            out_sizes: Elements of each part of `out`, by rank; by default all the same.
+            into_sizes: Elements of each part of `into`, by rank. Part i is as large as rank i's part for this rank.
+        """
+        self.start_all_to_all(out, into, out_sizes, into_sizes).wait()
+        return into
+
+    def start_all_to_all(
+        self,
+        out: Any,
+        into: Any,
+        out_sizes: Sequence[int] | None = None,
+        into_sizes: Sequence[int] | None = None,
+    ) -> Work:
+        """Like `all_to_all`, but returns at once."""
+        given, taken = Buffer(out, writable=False), Buffer(into)
+        if given.dtype != taken.dtype:
+            raise MessageError(f"all_to_all from {given.dtype} into {taken.dtype}: both must have one dtype")
+        if given.overlaps(taken):
+            raise MessageError("all_to_all into the memory that it sends from: give two arrays")
+        out_bounds = self._bounds(given, out_sizes or self._even(given))
+        into_bounds = self._bounds(taken, into_sizes or self._even(taken))
+        call = Call("all_to_all", given.dtype)
+        return self._send(call, lambda wire: exchange.all_to_all(wire, given, taken, out_bounds, into_bounds))
 
     def broadcast(self, x: Array, root: int = 0) -> Array:
         """x becomes that of rank `root`, on all ranks; returns x."""
@@ -116,17 +222,23 @@ class Communicator:
     def start_broadcast(self, x: Any, root: int = 0) -> Work:
         """Like `broadcast`, but returns at once."""
         buffer = Buffer(x, writable=self.rank != p2p.check_peer(root, self.size))
-        return self._start("broadcast", lambda wire: ring.broadcast(wire, buffer, root))
+        call = Call("broadcast", buffer.dtype, buffer.size, root)
+        return self._send(call, lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
 
     def chunk(self, size: int, rank: int | None = None) -> slice:
         """The elements of an array of `size` that `reduce_scatter` and `all_gather` give to a rank (to this one)."""
         rank = self.rank if rank is None else rank
-        bounds = ring.chunk_bounds(size, self.size)
+        bounds = chunk_bounds(size, self.size)
         return slice(bounds[rank], bounds[rank + 1])
 
     def barrier(self) -> None:
         """Returns when all ranks have called it."""
-        self._start("barrier", p2p.barrier).wait()
+        call = Call("barrier")
+        if isinstance(self._host, Host) and self.topology.num_hosts == 1:
+            host = self._host
+            self._start(Operation(call, begin=lambda: iter(host.meet(call)))).wait()
+        else:
+            self._send(call, p2p.barrier).wait()
 
     # Arrays, between two ranks
 
@@ -176,56 +288,99 @@ class Communicator:
     # Shared memory
 
     def open_arena(self, num_bytes: int) -> Arena | str:
-        """Collective: shared memory of `num_bytes` a rank, in which this communicator then reduces in place.
+        """Collective: memory of `num_bytes` a rank, shared on its host, in which arrays are reduced in place.
 
-        All ranks come to the same: the arena, or why there can be none.
+        All ranks come to the same: an arena on each host, or why there can be none.
         """
-        if self.size == 1:
-            return "there is one rank"
-        host = self.split_by_host()
-        on_one_host = host.size == self.size
-        host.free()
-        if not on_one_host:
-            return "the ranks are on several hosts"
-        arena = shared.open_arena(self.all_gather_object, self.rank, num_bytes)
-        if isinstance(arena, Arena):
-            self._arenas.append(arena)
+        if self.topology.num_hosts == self.size:
+            return "there is one rank" if self.size == 1 else "each host has one rank"
+        neighbours = self.topology.neighbours(self.rank)
+        reason = self._host if isinstance(self._host, str) and len(neighbours) > 1 else None
+        arena: Arena | str | None = None
+        if not any(self.all_gather_object(reason)):
+            # Between all ranks, and not those of a host alone: every wait is then one that has a deadline.
+            arena = open_arena(
+                lambda mine: [self.all_gather_object(mine)[rank] for rank in neighbours],
+                neighbours.index(self.rank),
+                num_bytes,
+            )
+            reason = arena if isinstance(arena, str) else None
+        reasons = [text for text in self.all_gather_object(reason) if text is not None]
+        if reasons or not isinstance(arena, Arena):
+            return str(reasons[0])
+        self._arenas.append(arena)
+        self._prepared.clear()
         return arena
 
     def close_arena(self, arena: Arena) -> None:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
         self._arenas.remove(arena)
+        self._prepared.clear()
 
     def _column(self, buffer: Buffer) -> list[Buffer] | None:
-        """What lies where the buffer lies on each rank of an arena; None if it is memory of this process alone."""
+        """What lies where the buffer lies on each rank of the host; None if it is memory of this process alone."""
         return next((column for arena in self._arenas if (column := arena.column(buffer)) is not None), None)
 
     # What all operations share
 
-    def _start(self, name: str, algorithm: Callable[[Wire], Algorithm]) -> Work:
-        """Starts the next collective of this communicator."""
-        self._sequence += 1
-        wire = Wire.for_collective(self._comm, self._sequence, self._account)
-        work = Work(self.progress, f"{name} #{self._sequence}", self.name, algorithm(wire))
-        return self.progress.start(work, id(self))
+    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None) -> AllReduce:
+        """Which all-reduce, of those that can be used."""
+        usable: set[AllReduce] = {"ring"}
+        one_host = self.topology.num_hosts == 1
+        if one_host and isinstance(self._host, Host) and x.is_in_host_memory:
+            usable.add("shared")
+        if not one_host and column is not None:
+            usable.add("hierarchical")
+        if native.can_add(x):
+            usable.add("mpi")
+        return select(
+            self._wants if algorithm == "auto" else algorithm,
+            usable,
+            num_hosts=self.topology.num_hosts,
+            in_arena=column is not None,
+            num_bytes=x.size * x.itemsize,
+        )
 
-    def _start_reduction(
-        self,
-        name: str,
-        x: Any,
-        op: Op,
-        in_place: Callable[[Wire, list[Buffer], Op], Algorithm],
-        around: Callable[[Wire, Buffer, Op], Algorithm],
-    ) -> Work:
-        """Starts the next collective, one that adds: in the arena if x lies in it, else round the ring."""
-        buffer = Buffer(x)
-        buffer.require(op)
-        column = self._column(buffer)
-        if column is not None:
-            return self._start(f"{name}({op})", lambda wire: in_place(wire, column, op))
-        return self._start(f"{name}({op})", lambda wire: around(wire, buffer, op))
+    def _start(self, operation: Operation) -> Work:
+        """Starts the next collective of this communicator."""
+        self._sequence = sequence = self._sequence + 1
+        if operation.begin is not None:
+            steps = operation.begin()
+        else:
+            assert operation.send is not None
+            wire = Wire.for_collective(self._comm, sequence, self._account)
+            steps = operation.send(wire)
+            if is_compared(sequence):
+                steps = compared(wire, operation.call, steps)
+        return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
+
+    def _send(self, call: Call, algorithm: Callable[[Wire], Algorithm]) -> Work:
+        """Starts the next collective, one that sends messages."""
+        return self._start(Operation(call, send=algorithm))
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""
         wire = Wire(self._comm, p2p.check_tag(tag), self._account)
-        return self.progress.start_now(Work(self.progress, name, self.name, algorithm(wire)))
+        return self.progress.start_now(Work(self.progress, self._lane, name, None, algorithm(wire)))
+
+    def _by_host(self, wire: Wire) -> Wire:
+        """The wire in the order in which a ring enters and leaves each host once."""
+        return wire.among(self.topology.by_host) if self.topology.num_hosts > 1 else wire
+
+    def _bounds(self, x: Buffer, sizes: Sequence[int] | None) -> Sequence[int]:
+        """Where the shards of x begin and end, [n + 1]."""
+        if sizes is None:
+            return chunk_bounds(x.size, self.size)
+        bounds = [0, *accumulate(sizes)]
+        if len(sizes) != self.size or min(sizes) < 0 or bounds[-1] != x.size:
+            raise MessageError(
+                f"sizes {list(sizes)} of {len(sizes)} shards do not cut {x.size:,} elements for {self.size} ranks: "
+                "give one size a rank, which add up to the array's"
+            )
+        return bounds
+
+    def _even(self, x: Buffer) -> Sequence[int]:
+        """Equal sizes of parts, one a rank."""
+        if x.size % self.size:
+            raise MessageError(f"{x.size:,} elements cannot be cut into {self.size} equal parts: give their sizes")
+        return [x.size // self.size] * self.size

@@ -6,21 +6,22 @@ this file is where tags are made, where large arrays are cut, and where bytes ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mpipar.comm.buffers import Buffer, Scratch
 from mpipar.comm.mpi import MPI
-from mpipar.comm.progress import Algorithm, Pending
+from mpipar.comm.progress import Algorithm, Message
+from mpipar.comm.roll_call import ROLL_CALL_TAG
 from mpipar.errors import MessageError
 
 # Tags. MPI promises 32,767; the smallest seen in use is 2^23 - 1. Messages of a user have the lower half. Collectives
 # take one tag each from the upper half, in turn, so that ranks that disagree on the sequence stall, and are named,
 # rather than add up bytes of different arrays.
 USER_TAGS = 16_384
-_COLLECTIVE_TAGS = 16_384
+_COLLECTIVE_TAGS = ROLL_CALL_TAG - USER_TAGS
 
 # MPI counts bytes in 32 bits, and a message this large has long reached the wire's full speed.
 LARGEST_MESSAGE_BYTES = 1 << 30
@@ -35,38 +36,63 @@ class Account:
 
 
 class Wire:
-    """Posts the messages of one operation on one communicator."""
+    """Posts the messages of one operation on one communicator, or on some of its ranks, in an order of their own.
 
-    __slots__ = ("_account", "_comm", "_tag", "rank", "size")
+    Args:
+        comm: The communicator.
+        tag: Of all messages.
+        account: Where they are counted.
+        members: Ranks of the communicator. On this wire, rank i is `members[i]`. By default all, in their order.
 
-    def __init__(self, comm: MPI.Comm, tag: int, account: Account):
-        self._comm = comm
+    Attributes:
+        rank: This process on this wire.
+        size: How many are on it.
+        members: Their ranks in the communicator.
+    """
+
+    __slots__ = ("_account", "_tag", "comm", "members", "rank", "size")
+
+    def __init__(self, comm: MPI.Comm, tag: int, account: Account, members: Sequence[int] | None = None):
+        self.comm = comm
         self._tag = tag
         self._account = account
-        self.rank: int = comm.rank
-        self.size: int = comm.size
+        self.members: Sequence[int] = range(comm.size) if members is None else members
+        self.rank: int = comm.rank if members is None else members.index(comm.rank)
+        self.size: int = len(self.members)
 
     @classmethod
     def for_collective(cls, comm: MPI.Comm, sequence: int, account: Account) -> Wire:
         """The wire of the communicator's `sequence`-th collective."""
         return cls(comm, USER_TAGS + sequence % _COLLECTIVE_TAGS, account)
 
+    def among(self, members: Sequence[int]) -> Wire:
+        """The wire of some ranks of the communicator, this one among them."""
+        return Wire(self.comm, self._tag, self._account, members)
+
     @property
     def scratch(self) -> Scratch:
         """Memory for what is received before it is added."""
         return self._account.scratch
 
-    def send(self, buffer: Buffer, start: int, stop: int, to: int) -> Pending:
+    def send(self, buffer: Buffer, start: int, stop: int, to: int, *, counted: bool = True) -> Message:
         """Posts the sending of elements [start, stop)."""
         num_bytes = (stop - start) * buffer.itemsize
-        self._account.bytes_sent += num_bytes
-        request = self._comm.Isend(buffer.message(start, stop), to, self._tag)
-        return Pending(request, to, receiving=False, num_bytes=num_bytes)
+        if counted:
+            self._account.bytes_sent += num_bytes
+        peer = self.members[to]
+        request = self.comm.Isend(buffer.message(start, stop), peer, self._tag)
+        return Message(request, peer, receiving=False, num_bytes=num_bytes)
 
-    def receive(self, buffer: Buffer, start: int, stop: int, source: int) -> Pending:
+    def receive(self, buffer: Buffer, start: int, stop: int, source: int) -> Message:
         """Posts the receiving of elements [start, stop)."""
-        request = self._comm.Irecv(buffer.message(start, stop), source, self._tag)
-        return Pending(request, source, receiving=True, num_bytes=(stop - start) * buffer.itemsize)
+        peer = self.members[source]
+        request = self.comm.Irecv(buffer.message(start, stop), peer, self._tag)
+        return Message(request, peer, receiving=True, num_bytes=(stop - start) * buffer.itemsize)
+
+
+def chunk_bounds(size: int, n: int) -> list[int]:
+    """Where the n chunks of an array of `size` elements begin and end, [n + 1]; their sizes differ by one at most."""
+    return [size * i // n for i in range(n + 1)]
 
 
 def segments(start: int, stop: int, elements: int) -> Iterator[tuple[int, int]]:

@@ -1,66 +1,155 @@
-"""Moving communication forward: started operations, and the one place where MPI's requests are completed.
+"""Moving communication forward: started operations, and the one place where they are completed.
 
-An algorithm is a generator. It posts messages and yields each one it has to wait for; it reads like blocking code, and
-who drives it decides whether it blocks:
+An algorithm is a generator. It posts messages, or meets its neighbours, and yields each thing it has to wait for; it
+reads like blocking code, and who drives it decides whether it blocks:
 
     for segment in ...:
         yield incoming            # resumes when the message is here
         x.combine(...)
 
-`Progress` drives the generators that have been started. Those of one communicator run one after the other in the
-order of their start, which is the same on all ranks, so ranks never negotiate what comes next. `poll` advances whatever
-can advance without waiting (called from backward hooks: communication overlaps with computation without a thread);
-`finish` polls until one operation is done or its peer has been silent for `timeout_s`.
+`Progress` drives the generators that have been started. Those of one communicator, its lane, run one after the other in
+the order of their start, which is the same on all ranks, so ranks never negotiate what comes next. `poll` advances
+whatever can advance without waiting (called from backward hooks: communication overlaps with computation without a
+thread); `finish` polls until one operation is done or nothing has moved for `timeout_s`.
 
-Requests are completed in `completed` alone, one at a time, in the order in which the generator yields them: receives
-before the sends that they enable. MPI_Waitall is not used: under fault tolerance it frees requests that failed while
-their peers still answer, which makes a job impossible to repair.
+MPI's requests are completed in `Message.through` alone, one at a time, in the order in which the generator yields them:
+receives before the sends that they enable. MPI_Waitall is not used: under fault tolerance it frees requests that failed
+while their peers still answer, which makes a job impossible to repair.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NoReturn
 
 from mpipar.comm.mpi import MPI
+from mpipar.comm.roll_call import RollCall, dead_ranks
 from mpipar.errors import MessageError, StallError
 
 
-@dataclass(slots=True)
-class Pending:
-    """A posted message and whom it waits for."""
+class Pending(ABC):
+    """What an algorithm waits for."""
 
-    request: MPI.Request
-    peer: int  # rank in the communicator
-    receiving: bool
-    num_bytes: int
-    through: bool = False
+    __slots__ = ()
+
+    @abstractmethod
+    def through(self) -> bool:
+        """Whether it has happened. Asking is also what moves it."""
+
+
+class Message(Pending):
+    """A posted message.
+
+    Args:
+        request: MPI's.
+        peer: The rank in the communicator that it comes from or goes to; None if MPI talks to all of them.
+        receiving: Whether it comes.
+        num_bytes: Its size.
+    """
+
+    __slots__ = ("_request", "_through", "num_bytes", "peer", "receiving")
+
+    def __init__(self, request: MPI.Request, peer: int | None, *, receiving: bool, num_bytes: int):
+        self._request = request
+        self._through = False
+        self.peer = peer
+        self.receiving = receiving
+        self.num_bytes = num_bytes
+
+    def through(self) -> bool:
+        """Whether the message is through. Testing is also what makes MPI move all the others.
+
+        Raises:
+            MessageError: It is shorter or longer than the memory that awaits it.
+        """
+        if self._through:
+            return True
+        if not self.receiving:
+            self._through = self._request.Test()
+            return self._through
+        status = MPI.Status()
+        try:
+            self._through = self._request.Test(status)
+        except MPI.Exception as error:
+            if error.Get_error_class() == MPI.ERR_TRUNCATE:
+                raise self._mismatch(f"more than {self.num_bytes:,}") from error
+            raise
+        if self._through and self.peer is not None:
+            arrived = status.Get_count(MPI.BYTE)
+            if arrived != self.num_bytes:
+                raise self._mismatch(f"{arrived:,}")
+        return self._through
+
+    def _mismatch(self, sent: str) -> MessageError:
+        return MessageError(
+            f"rank {self.peer} sent {sent} bytes where {self.num_bytes:,} were expected: all ranks must make this "
+            "call with the same size and dtype"
+        )
 
 
 Algorithm = Iterator[Pending]
 
 
-class Work:
-    """An operation that has been started. It keeps every buffer it uses alive until it is done."""
+class Lane:
+    """The operations of one communicator that have been started and are not done.
 
-    def __init__(self, progress: Progress, name: str, axis: str, algorithm: Algorithm):
-        self.name = name
+    Args:
+        axis: Its name, for messages.
+        comm: Its ranks.
+    """
+
+    def __init__(self, axis: str, comm: MPI.Comm):
         self.axis = axis
+        self.roll_call = RollCall(comm)
+        self.queue: deque[Work] = deque()  # of collectives: the head runs
+        self.loose: list[Work] = []  # sends and receives: all run
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.queue or self.loose)
+
+    def status(self) -> str:
+        """What this rank is doing here, for the other ranks."""
+        return str(self.queue[0] if self.queue else self.loose[0] if self.loose else "")
+
+
+class Work:
+    """An operation that has been started. It keeps every buffer it uses alive until it is done.
+
+    Args:
+        progress: What drives it.
+        lane: Where it queues.
+        what: What was called, for messages.
+        sequence: Its number among the collectives of its communicator; None for sends and receives.
+        algorithm: What it does.
+    """
+
+    __slots__ = ("_algorithm", "_pending", "_progress", "_sequence", "_what", "done", "error", "lane")
+
+    def __init__(self, progress: Progress, lane: Lane, what: object, sequence: int | None, algorithm: Algorithm):
+        self.lane = lane
         self.done = False
         self.error: Exception | None = None
+        self._what = what
+        self._sequence = sequence
         self._progress = progress
         self._algorithm = algorithm
         self._pending: Pending | None = None
+
+    def __str__(self) -> str:
+        return str(self._what) if self._sequence is None else f"{self._what} #{self._sequence}"
 
     def wait(self) -> None:
         """Returns when the operation is done.
 
         Raises:
-            StallError: A peer was silent for longer than the time-out.
-            MessageError: The ranks disagree on the size of the array.
+            StallError: Nothing moved for longer than the time-out.
+            MessageError: The ranks disagree on the operation, or on the size of the array.
+            DeadRankError: A rank died, in a job that was started to survive it.
         """
         self._progress.finish(self)
 
@@ -69,78 +158,97 @@ class Work:
         self._progress.poll()
         return self.done
 
-    def advance(self) -> bool:
-        """Runs the algorithm up to the first message that is not here yet; whether anything moved."""
-        moved = False
-        try:
-            while self._pending is None or completed(self._pending):
-                self._pending = next(self._algorithm)
-                moved = True
-        except StopIteration:
-            self.done = moved = True
-        except MessageError as error:
-            self.done = True
-            self.error = MessageError(f"{self.name} on axis {self.axis!r}: {error.message}")
-        except Exception as error:
-            self.done = True
-            self.error = error
-        return moved or self.done
+    @property
+    def only_peer(self) -> int | None:
+        """The rank that a send or receive waits for; None for a collective, which may wait for any."""
+        return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
 
-    def stalled(self, waited_s: float) -> StallError:
-        assert self._pending is not None
-        peer = self._pending.peer
-        doing = f"nothing came from rank {peer}" if self._pending.receiving else f"rank {peer} took nothing"
-        return StallError(
-            f"{self.name} on axis {self.axis!r}: {doing} for {waited_s:.0f} s. That rank, or one it waits for, is "
-            "stuck, gone, or in another operation. Look at that rank's output; --comm.timeout-s makes the wait longer"
-        )
+    def advance(self) -> bool:
+        """Runs the algorithm up to what has not happened yet; whether anything moved."""
+        try:
+            if self._pending is not None and not self._pending.through():
+                return False
+            for pending in self._algorithm:
+                if not pending.through():
+                    self._pending = pending
+                    return True
+        except MessageError as error:
+            self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
+        except MPI.Exception as error:
+            self.error = dead_ranks(self.lane.roll_call.comm, f"{self} on axis {self.lane.axis!r}", error) or error
+        except Exception as error:
+            self.error = error
+        self._pending = None
+        self.done = True
+        return True
 
 
 class Progress:
-    """The started operations of a process, in lanes: one lane a communicator, first in first out.
+    """The started operations of a process.
 
     Args:
-        timeout_s: How long a peer may be silent while it is waited for, in seconds.
+        timeout_s: How long nothing may move while it is waited for, in seconds.
     """
 
     def __init__(self, timeout_s: float = 600.0):
         self.timeout_s = timeout_s
-        self._lanes: dict[int, deque[Work]] = {}
-        self._loose: list[Work] = []
+        self._lanes: list[Lane] = []
+        self._busy: list[Lane] = []
         self._failed: list[Work] = []
 
-    def start(self, work: Work, lane: int) -> Work:
+    def open_lane(self, axis: str, comm: MPI.Comm) -> Lane:
+        """The lane of a new communicator."""
+        self._lanes.append(Lane(axis, comm))
+        return self._lanes[-1]
+
+    def close_lane(self, lane: Lane) -> None:
+        """Forgets the lane of a communicator that is freed."""
+        assert not lane.busy, "a communicator was freed with operations under way"
+        self._lanes.remove(lane)
+
+    def start(self, work: Work) -> Work:
         """Queues a collective behind those that its communicator has started before."""
-        self._lanes.setdefault(lane, deque()).append(work)
-        self.poll()
+        lane = work.lane
+        if not lane.queue:
+            work.advance()
+            if work.done:
+                return self._retired(work)
+        lane.queue.append(work)
+        self._occupy(lane)
         return work
 
     def start_now(self, work: Work) -> Work:
         """Starts a send or receive at once: it must not queue behind a receive that it may be the answer to."""
-        self._loose.append(work)
-        self.poll()
+        work.advance()
+        if work.done:
+            return self._retired(work)
+        work.lane.loose.append(work)
+        self._occupy(work.lane)
         return work
 
     def poll(self) -> bool:
         """Advances every operation that can advance without waiting; whether any did."""
         moved = False
-        for lane in self._lanes.values():
-            while lane and lane[0].advance():
+        for lane in self._busy:
+            queue = lane.queue
+            while queue and queue[0].advance():
                 moved = True
-                if not lane[0].done:
+                if not queue[0].done:
                     break
-                self._retire(lane.popleft())
-        if self._loose:
-            for work in self._loose:
-                moved |= work.advance()
-                if work.done:
-                    self._retire(work)
-            self._loose = [work for work in self._loose if not work.done]
+                self._retired(queue.popleft())
+            if lane.loose:
+                for work in lane.loose:
+                    moved |= work.advance()
+                    if work.done:
+                        self._retired(work)
+                lane.loose = [work for work in lane.loose if not work.done]
+        if moved:
+            self._busy = [lane for lane in self._busy if lane.busy]
         return moved
 
     def finish(self, work: Work) -> None:
         """Waits for one operation, and moves the others meanwhile."""
-        silent_since = time.monotonic()
+        silent_since = 0.0
         idle_polls = 0
         while not work.done:
             if self.poll():
@@ -150,57 +258,61 @@ class Progress:
                 silent_since = time.monotonic()
             idle_polls += 1
             os.sched_yield()
-            if idle_polls % 256 == 0:
+            if idle_polls % _POLLS_PER_LOOK == 0:
                 waited_s = time.monotonic() - silent_since
-                if waited_s > self.timeout_s:
-                    raise self._holding_up(work).stalled(waited_s)
                 if waited_s > _PATIENCE_S:
+                    self._answer_roll_calls()
                     time.sleep(_NAP_S)
+                if waited_s > self.timeout_s:
+                    self._report_stall(work, waited_s)
         if work.error is not None:
             raise work.error
 
-    def _retire(self, work: Work) -> None:
+    def _retired(self, work: Work) -> Work:
         """Forgets an operation that is done; of one that failed MPI may still write into the memory."""
         if work.error is not None:
             self._failed.append(work)
+        return work
 
-    def _holding_up(self, work: Work) -> Work:
-        """The operation that has to move first: the one at the head of the lane in which this one queues."""
-        return next((lane[0] for lane in self._lanes.values() if work in lane), work)
+    def _occupy(self, lane: Lane) -> None:
+        if lane not in self._busy:
+            self._busy.append(lane)
 
-    def release(self, lane: int) -> None:
-        """Forgets the lane of a communicator that is freed."""
-        assert not self._lanes.get(lane), "a communicator was freed with operations under way"
-        self._lanes.pop(lane, None)
+    def _answer_roll_calls(self) -> None:
+        """Says what this rank is doing to whoever asks; this is also where the death of a rank is noticed."""
+        for lane in self._lanes:
+            try:
+                lane.roll_call.answer(lane.status() or self._elsewhere())
+            except MPI.Exception as error:
+                self._fail(lane, error)
+
+    def _fail(self, lane: Lane, error: MPI.Exception) -> None:
+        """Ends what waits on a lane of which a rank is dead."""
+        if not lane.busy:
+            return
+        for work in (*lane.queue, *lane.loose):
+            work.error = dead_ranks(lane.roll_call.comm, f"{work} on axis {lane.axis!r}", error) or error
+            work.done = True
+            self._retired(work)
+        lane.queue.clear()
+        lane.loose.clear()
+
+    def _elsewhere(self) -> str:
+        return next((f"{lane.status()} on axis {lane.axis!r}" for lane in self._busy), "")
+
+    def _report_stall(self, work: Work, waited_s: float) -> NoReturn:
+        """Names what is waited for and who is missing. What blocks is the head of the queue, not what waits behind."""
+        lane = work.lane
+        head = lane.queue[0] if work in lane.queue else work
+        absent = lane.roll_call.take(str(head), head.only_peer, self._answer_roll_calls)
+        raise StallError(
+            f"{head} on axis {lane.axis!r}: nothing moved for {waited_s:.0f} s. {absent}. Look at the output of those "
+            "ranks; --comm.timeout-s makes the wait longer"
+        )
 
 
+# Idle polls between two looks at the clock.
+_POLLS_PER_LOOK = 256
 # A peer that is silent for this long computes or reads a file: give it, and the loader's thread, the core.
 _PATIENCE_S = 0.02
 _NAP_S = 0.0005
-
-
-def completed(pending: Pending) -> bool:
-    """Whether the message is through. Testing is also what makes MPI move all the others.
-
-    Raises:
-        MessageError: It is shorter or longer than the memory that awaits it.
-    """
-    if pending.through:
-        return True
-    status = MPI.Status()
-    try:
-        pending.through = pending.request.Test(status)
-    except MPI.Exception as error:
-        if error.Get_error_class() == MPI.ERR_TRUNCATE:
-            raise _mismatch(pending, f"more than {pending.num_bytes:,}") from error
-        raise
-    if pending.through and pending.receiving and status.Get_count(MPI.BYTE) != pending.num_bytes:
-        raise _mismatch(pending, f"{status.Get_count(MPI.BYTE):,}")
-    return pending.through
-
-
-def _mismatch(pending: Pending, sent: str) -> MessageError:
-    return MessageError(
-        f"rank {pending.peer} sent {sent} bytes where {pending.num_bytes:,} were expected: all ranks must make this "
-        "call with the same size and dtype"
-    )

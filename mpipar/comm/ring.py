@@ -13,11 +13,14 @@ the sum of chunk r; after n - 1 more rounds of replacing, every rank holds every
     round 5                                                 2              1
 
 In every round a rank sends what it received in the round before, so all four collectives are one loop,
-`_circulate`, over different lists of rounds. Chunks travel in segments: while one is added, the next is on the wire,
+`circulate`, over different lists of rounds. Chunks travel in segments: while one is added, the next is on the wire,
 and the one before is already on its way to the next rank. Each rank sends 2(n-1)/n of the array in an all-reduce, which
 is the least possible.
 
     n ranks    r this rank    a, b first and last element of a segment
+
+Where ranks are on several hosts, the ring goes through all ranks of a host before it leaves for the next: a host's
+wire carries the messages of one of its ranks.
 
 Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
 """
@@ -28,8 +31,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.p2p import Wire, segments
-from mpipar.comm.progress import Algorithm, Pending, completed
+from mpipar.comm.p2p import Wire, chunk_bounds, segments
+from mpipar.comm.progress import Algorithm, Message
 
 SEGMENT_BYTES = 1 << 20
 _RECEIVES_AHEAD = 4
@@ -45,77 +48,122 @@ class Arrival(NamedTuple):
     completes: bool  # the sum of this segment
 
 
-def chunk_bounds(size: int, n: int) -> list[int]:
-    """Where the n chunks of an array of `size` elements begin and end, [n + 1]; their sizes differ by one at most."""
-    return [size * i // n for i in range(n + 1)]
-
-
 def all_reduce(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
     """Every rank's x becomes the sum (mean, maximum) over all ranks. Bytes sent by a rank: 2(n-1)/n of x."""
+    chunk = Chunks(chunk_bounds(x.size, wire.size), x.itemsize, segment_bytes)
+    yield from circulate(wire, x, op, chunk[wire.rank - 1], adding_and_replacing(wire, chunk), wire.size)
+    x.commit()
+
+
+def adding_and_replacing(wire: Wire, chunk: Chunks) -> list[Arrival]:
+    """What arrives in an all-reduce."""
     n, r = wire.size, wire.rank
-    chunk = _Chunks(x, n, segment_bytes)
-    arrivals = [
+    return [
         Arrival(a, b, adds=t < n - 1, passed_on=t < 2 * n - 3, completes=t == n - 2)
         for t in range(2 * n - 2)
         for a, b in chunk[r - 2 - t]
     ]
-    return _circulate(wire, x, op, chunk[r - 1], arrivals)
 
 
-def reduce_scatter(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
-    """Chunk r of x becomes its sum over all ranks, the rest of x is garbage. Bytes sent by a rank: (n-1)/n of x."""
+def reduce_scatter(
+    wire: Wire, x: Buffer, op: Op, bounds: Sequence[int], segment_bytes: int = SEGMENT_BYTES
+) -> Algorithm:
+    """A rank's shard of x becomes its sum over all ranks, the rest of x is garbage. Bytes sent by a rank: (n-1)/n of x.
+
+    Args:
+        wire: Through all ranks.
+        x: The same size on all ranks.
+        op: The operation.
+        bounds: [n + 1], the shard of rank i of the communicator is x[bounds[i]:bounds[i + 1]].
+        segment_bytes: Of a message.
+    """
     n, r = wire.size, wire.rank
-    chunk = _Chunks(x, n, segment_bytes)
+    chunk = Chunks(bounds, x.itemsize, segment_bytes, wire.members)
     arrivals = [
         Arrival(a, b, adds=True, passed_on=t < n - 2, completes=t == n - 2)
         for t in range(n - 1)
         for a, b in chunk[r - 2 - t]
     ]
-    return _circulate(wire, x, op, chunk[r - 1], arrivals)
+    yield from circulate(wire, x, op, chunk[r - 1], arrivals, n)
+    x.commit()
 
 
-def all_gather(wire: Wire, x: Buffer, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
-    """Every rank gives its chunk r of x and receives the others. Bytes sent by a rank: (n-1)/n of x."""
+def all_gather(wire: Wire, x: Buffer, bounds: Sequence[int], segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
+    """Every rank gives its shard of x and receives the others. Bytes sent by a rank: (n-1)/n of x.
+
+    Args:
+        wire: Through all ranks.
+        x: The same size on all ranks.
+        bounds: As for `reduce_scatter`.
+        segment_bytes: Of a message.
+    """
     n, r = wire.size, wire.rank
-    chunk = _Chunks(x, n, segment_bytes)
+    chunk = Chunks(bounds, x.itemsize, segment_bytes, wire.members)
     arrivals = [
         Arrival(a, b, adds=False, passed_on=t < n - 2, completes=False)
         for t in range(n - 1)
         for a, b in chunk[r - 1 - t]
     ]
-    return _circulate(wire, x, "sum", chunk[r], arrivals)
+    yield from circulate(wire, x, "sum", chunk[r], arrivals, n)
+    x.commit()
 
 
 def broadcast(wire: Wire, x: Buffer, root: int, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
-    """Every rank's x becomes that of `root`: a chain of segments. Bytes sent by a rank: x, by the last rank none."""
-    n, r = wire.size, wire.rank
-    whole = _Chunks(x, 1, segment_bytes)[0]
-    if r == root:
-        return _circulate(wire, x, "sum", whole, ())
-    last = (r + 1) % n == root
-    arrivals = [Arrival(a, b, adds=False, passed_on=not last, completes=False) for a, b in whole]
-    return _circulate(wire, x, "sum", (), arrivals)
+    """Every rank's x becomes that of `root`: a chain of segments. Bytes sent by a rank: x, by the last rank none.
+
+    Args:
+        wire: Through all ranks.
+        x: The same size on all ranks.
+        root: Its rank in the communicator.
+        segment_bytes: Of a message.
+    """
+    n, r, first = wire.size, wire.rank, wire.members.index(root)
+    whole = Chunks([0, x.size], x.itemsize, segment_bytes)[0]
+    if r == first:
+        yield from circulate(wire, x, "sum", whole, (), n)
+    else:
+        last = (r + 1) % n == first
+        arrivals = [Arrival(a, b, adds=False, passed_on=not last, completes=False) for a, b in whole]
+        yield from circulate(wire, x, "sum", (), arrivals, n)
+    x.commit()
 
 
-class _Chunks:
-    """chunk[i]: the segments of chunk i modulo n."""
+class Chunks:
+    """chunk[i]: the segments of the chunk of rank i of the wire, modulo n.
 
-    def __init__(self, x: Buffer, n: int, segment_bytes: int):
-        self.bounds = chunk_bounds(x.size, n)
-        self.elements = max(1, segment_bytes // x.itemsize)
+    Args:
+        bounds: [n + 1] where chunks begin and end.
+        itemsize: Bytes of an element.
+        segment_bytes: The largest message.
+        owners: Which chunk is that of rank i of the wire; by default chunk i.
+    """
+
+    def __init__(self, bounds: Sequence[int], itemsize: int, segment_bytes: int, owners: Sequence[int] | None = None):
+        self._bounds = bounds
+        self._owners = range(len(bounds) - 1) if owners is None else owners
+        self._elements = max(1, segment_bytes // itemsize)
 
     def __getitem__(self, i: int) -> list[tuple[int, int]]:
-        i %= len(self.bounds) - 1
-        return list(segments(self.bounds[i], self.bounds[i + 1], self.elements))
+        owner = self._owners[i % len(self._owners)]
+        return list(segments(self._bounds[owner], self._bounds[owner + 1], self._elements))
 
 
-def _circulate(
-    wire: Wire, x: Buffer, op: Op, first: Sequence[tuple[int, int]], arrivals: Sequence[Arrival]
+def circulate(
+    wire: Wire, x: Buffer, op: Op, first: Sequence[tuple[int, int]], arrivals: Sequence[Arrival], count: int
 ) -> Algorithm:
-    """Sends the segments `first`, then takes each arrival, in order, adds or stores it, and passes it on."""
+    """Sends the segments `first`, then takes each arrival, in order, adds or stores it, and passes it on.
+
+    Args:
+        wire: The ring.
+        x: What goes round.
+        op: What adding is.
+        first: What this rank begins with.
+        arrivals: What comes from the left.
+        count: What a mean divides by.
+    """
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
     sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
-    posted: list[Pending] = []
+    posted: list[Message] = []
     added = [arrival.b - arrival.a for arrival in arrivals if arrival.adds]
     scratch = wire.scratch.take(x, max(added), min(_RECEIVES_AHEAD, len(added))) if added else []
 
@@ -140,18 +188,19 @@ def _circulate(
         if adds:
             x.combine(a, b, op, scratch[i % _RECEIVES_AHEAD])
         if completes and op == "mean":
-            x.scale(a, b, 1 / wire.size)
+            x.scale(a, b, 1 / count)
         if passed_on:
             sent[a] = wire.send(x, a, b, right)
+        if completes or not adds:
+            x.settle(a, b)
     yield from sent.values()
-    x.commit()
 
 
-def _lands_in_free_memory(arrivals: Sequence[Arrival], now: int, index: int, sent: dict[int, Pending]) -> bool:
+def _lands_in_free_memory(arrivals: Sequence[Arrival], now: int, index: int, sent: dict[int, Message]) -> bool:
     """Whether arrival `index` may be posted: no earlier value of its segment is awaited or being sent."""
     a, _, adds, *_ = arrivals[index]
     if adds:
         return True
     if any(earlier.a == a for earlier in arrivals[now:index]):
         return False
-    return a not in sent or completed(sent[a])
+    return a not in sent or sent[a].through()

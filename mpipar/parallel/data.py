@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mpipar.comm import Communicator, Work
-from mpipar.comm.shared import Arena, arena_bytes
+from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.parallel.buckets import Allocate, Members, Slot, build_bucket, num_bytes, plan_buckets, zeros
 
 Scalars = npt.NDArray[np.float64]

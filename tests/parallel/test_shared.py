@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpipar.comm import Communicator, shared
+from mpipar.comm import Communicator
+from mpipar.comm import arena as arena_module
+from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.comm.buffers import Op
-from mpipar.comm.shared import Arena, arena_bytes
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
@@ -95,15 +96,14 @@ def test_a_part_of_what_was_allocated(comm: Communicator) -> None:
     assert (x[100:357] == total).all() and (x[:100] == comm.rank).all() and (x[357:] == comm.rank).all()
 
 
-def test_what_is_not_contiguous_or_not_in_it_goes_round_the_ring(comm: Communicator) -> None:
-    arena = opened(comm, 1 << 16)
-    inside = arena.allocate(64, torch.float32, CPU).view(8, 8).t()
-    outside = torch.ones(64)
+def test_what_is_not_contiguous_or_not_in_it(comm: Communicator) -> None:
+    arena = opened(comm, 1 << 19)
+    inside = arena.allocate(64 * 1024, torch.float32, CPU).view(256, 256).t()
+    outside = torch.ones(64 * 1024)
     inside.fill_(1.0)
     for x in (inside, outside):
-        before = comm.bytes_sent
         comm.all_reduce(x)
-        assert (x == comm.size).all() and comm.bytes_sent > before
+        assert (x == comm.size).all()
 
 
 def test_started_together_and_mixed_with_the_ring(comm: Communicator) -> None:
@@ -122,9 +122,8 @@ def test_a_closed_arena_is_memory_like_any_other(comm: Communicator) -> None:
     x = arena.allocate(100, torch.float32, CPU)
     comm.close_arena(arena)
     x.fill_(1.0)
-    before = comm.bytes_sent
     comm.all_reduce(x)
-    assert (x == comm.size).all() and comm.bytes_sent > before
+    assert (x == comm.size).all()
 
 
 def test_it_is_used_up(comm: Communicator) -> None:
@@ -155,7 +154,7 @@ def test_where_one_rank_cannot_share_none_does(comm: Communicator, monkeypatch: 
         raise OSError(errno.EPERM, "not permitted")
 
     if comm.rank == comm.size - 1:
-        monkeypatch.setattr(shared, where, refuse)
+        monkeypatch.setattr(arena_module, where, refuse)
     reason = comm.open_arena(1 << 16)
     assert isinstance(reason, str) and "not permitted" in reason
     x = np.ones(100)
@@ -167,6 +166,6 @@ def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_a_neighbour(tmp
     with (tmp_path / "other").open("w+b") as other:
         other.write(bytes(4096))
         other.flush()
-        handle = shared.Handle(os.getpid(), other.fileno(), b"x" * 16)
+        handle = arena_module.Handle(os.getpid(), other.fileno(), b"x" * 16)
         with pytest.raises(OSError, match="not the neighbour's"):
-            shared._map_segment(handle, 4096)
+            arena_module._map_segment(handle, 4096)

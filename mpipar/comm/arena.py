@@ -1,0 +1,154 @@
+"""Memory that the ranks of one host share: a segment of each rank, mapped by all of them.
+
+The memory has no name in any file system, so it is gone when the last process is, however that one ends, and a
+container's small /dev/shm is no limit. Neighbours open it through /proc, and look for a random mark in it: ranks in
+containers of their own may find some other process under the number that they were given.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpipar.comm.buffers import Buffer
+
+_ALIGNMENT = 4096
+_MARK_BYTES = 16
+
+Exchange = Callable[[Any], list[Any]]
+"""Gives every rank of the host the objects of all, by rank."""
+
+
+class Arena:
+    """The segments of the ranks of one host. `Communicator.open_arena` makes it.
+
+    Args:
+        segments: The mapped segments by rank, all of one size.
+        rank: Whose segment is this process's own.
+    """
+
+    def __init__(self, segments: list[mmap.mmap], rank: int):
+        self._segments = segments
+        self._own = np.frombuffer(segments[rank], np.uint8)
+        self._address: int = self._own.ctypes.data
+        self._used = 0
+        self._columns: dict[tuple[int, int, str], list[Buffer]] = {}
+
+    def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """[elements] zeros in this rank's segment. Ranks that make the same calls get the same offsets.
+
+        Raises:
+            MemoryError: The segment is used up.
+        """
+        assert device.type == "cpu"
+        start, num_bytes = self._used, elements * dtype.itemsize
+        if start + num_bytes > self._own.size:
+            raise MemoryError(f"the arena has {self._own.size - start:,} bytes left where {num_bytes:,} are wanted")
+        self._used = _aligned(start + num_bytes)
+        return torch.from_numpy(self._own[start : start + num_bytes]).view(dtype)
+
+    def column(self, x: Buffer) -> list[Buffer] | None:
+        """What lies where x lies, in the segment of each rank; None if x is not in this rank's."""
+        offset = x.address - self._address
+        if x.size == 0 or not 0 <= offset < self._own.size:
+            return None
+        key = offset, x.size, x.dtype
+        if key not in self._columns:
+            self._columns[key] = self.column_at(*key)
+        return self._columns[key]
+
+    def column_at(self, offset: int, size: int, dtype: str) -> list[Buffer]:
+        """`size` elements at an offset in bytes, in the segment of each rank."""
+        return [Buffer(_view(segment, offset, size, dtype)) for segment in self._segments]
+
+    def words_at(self, offset: int, count: int) -> list[memoryview]:
+        """`count` 64-bit words at an offset in bytes, in the segment of each rank."""
+        return [memoryview(segment)[offset : offset + 8 * count].cast("Q") for segment in self._segments]
+
+
+def arena_bytes(sizes: list[int]) -> int:
+    """How large a segment has to be for allocations of so many bytes, one after the other."""
+    return sum(_aligned(size) for size in sizes)
+
+
+def open_arena(exchange: Exchange, rank: int, num_bytes: int) -> Arena | str:
+    """Collective: an arena of `num_bytes` a rank, or on all ranks the reason why there can be none.
+
+    Args:
+        exchange: Between the ranks of the host.
+        rank: This process's own.
+        num_bytes: The size of each segment.
+    """
+    descriptor = -1
+    segments: list[mmap.mmap] = []
+    handle: Handle | str
+    try:
+        handle = _create_segment(num_bytes)
+        descriptor = handle.descriptor
+    except OSError as error:
+        handle = f"{num_bytes:,} bytes of shared memory cannot be had: {error.strerror}"
+    handles: list[Handle | str] = exchange(handle)
+    problem = next((text for text in handles if isinstance(text, str)), None)
+    try:
+        if problem is None:
+            segments = [_map_segment(handle, num_bytes) for handle in handles if isinstance(handle, Handle)]
+    except OSError as error:
+        problem = f"a neighbour's memory cannot be opened: {error.strerror}"
+    problems: list[str | None] = exchange(problem)
+    problem = next((text for text in problems if text is not None), None)
+    if descriptor >= 0:
+        os.close(descriptor)  # the memory lives on in the maps
+    if problem is not None:
+        return problem
+    segments[rank][:_MARK_BYTES] = bytes(_MARK_BYTES)
+    return Arena(segments, rank)
+
+
+class Handle(NamedTuple):
+    """Where another process finds a segment, and how it knows that it is the right one."""
+
+    process: int
+    descriptor: int
+    mark: bytes
+
+
+def _create_segment(num_bytes: int) -> Handle:
+    """New memory that has no name, reserved as a whole: else touching more than there is would be a SIGBUS."""
+    mark = secrets.token_bytes(_MARK_BYTES)
+    descriptor = os.memfd_create("mpipar-arena")
+    try:
+        os.posix_fallocate(descriptor, 0, max(num_bytes, _MARK_BYTES))
+        os.pwrite(descriptor, mark, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return Handle(os.getpid(), descriptor, mark)
+
+
+def _map_segment(handle: Handle, num_bytes: int) -> mmap.mmap:
+    """The segment of another rank. Ranks of one host can be in containers of their own, where a number is another's."""
+    opened = os.open(f"/proc/{handle.process}/fd/{handle.descriptor}", os.O_RDWR)
+    try:
+        if os.pread(opened, _MARK_BYTES, 0) != handle.mark:
+            raise OSError(errno.ESRCH, "it is not the neighbour's")
+        return mmap.mmap(opened, max(num_bytes, _MARK_BYTES))
+    finally:
+        os.close(opened)
+
+
+def _view(segment: mmap.mmap, offset: int, size: int, dtype: str) -> Any:
+    if dtype == "bfloat16":
+        return torch.frombuffer(segment, dtype=torch.bfloat16, count=size, offset=offset)
+    return np.frombuffer(segment, dtype, size, offset)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,131 @@
+"""The ranks of a communicator on this host: where they meet, and memory to pass things in.
+
+They meet at flags in shared memory: each rank counts its meetings in a word of its own, and waits until the words of
+the others have come as far. That takes a microsecond, where empty messages take ten. Nobody spins on a flag alone: the
+wait is one of those of `progress`, which also moves messages, hands the core to others, looks at the clock, and
+notices the death of a rank.
+
+Beside its flag a rank writes what it has come for (`call`), and those that meet compare.
+
+    line of a rank     | meetings | word, detail of even meetings | word, detail of odd ones |
+
+A rank can be one meeting ahead of its neighbours, not two; hence two places for what it came for, and two slots of
+memory for what it brings.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from mpipar.comm.arena import Arena, Exchange, open_arena
+from mpipar.comm.buffers import Buffer
+from mpipar.comm.call import Call, mismatch
+from mpipar.comm.progress import Pending
+
+SLOT_BYTES = 512 << 10
+
+_PAGE_BYTES = 4096
+_LINE_WORDS = 5
+_LINES_AT = 64  # bytes; a mark was before
+
+
+class Host:
+    """This host's ranks of one communicator.
+
+    Args:
+        ranks: Their numbers in the communicator, ascending.
+        rank: Which of them this process is, from 0.
+        memory: What they share, of `HOST_BYTES`.
+    """
+
+    def __init__(self, ranks: tuple[int, ...], rank: int, memory: Arena):
+        self.ranks = ranks
+        self.rank = rank
+        self.size = len(ranks)
+        self._memory = memory
+        self._lines = memory.words_at(_LINES_AT, _LINE_WORDS)
+        self._own = self._lines[rank]
+        self._others = [(line, peer) for line, peer in zip(self._lines, ranks, strict=True) if line is not self._own]
+        self._meetings = 0
+        self._turn = 0
+        self._slots: dict[str, tuple[list[Buffer], list[Buffer]]] = {}
+
+    def meet(self, call: Call | None = None) -> list[Arrival]:
+        """Nobody leaves before all have come, and what each wrote before is there for the others to read.
+
+        Args:
+            call: What this rank has come for. All give one, or none does.
+
+        Returns:
+            What to wait for.
+        """
+        self._meetings = meetings = self._meetings + 1
+        if call is not None:
+            own, place = self._own, _place(meetings)
+            own[place] = call.word
+            own[place + 1] = call.detail
+        self._own[0] = meetings  # after all that was written before: x86 makes stores visible in their order
+        return [Arrival(line, peer, meetings, call) for line, peer in self._others]
+
+    def take_turn(self) -> int:
+        """Whose turn it is of the two slots of a rank.
+
+        The slot is this rank's to fill until it goes to the next meeting, and everybody's to read from then on, until
+        they go to the meeting after that.
+        """
+        self._turn ^= 1
+        return self._turn
+
+    def slots(self, dtype: str, turn: int) -> list[Buffer]:
+        """Memory for what each rank brings, by rank: `SLOT_BYTES`."""
+        if dtype not in self._slots:
+            itemsize = Buffer.itemsize_of(dtype)
+            first, second = (
+                self._memory.column_at(_PAGE_BYTES + turn * SLOT_BYTES, SLOT_BYTES // itemsize, dtype)
+                for turn in (0, 1)
+            )
+            self._slots[dtype] = first, second
+        return self._slots[dtype][turn]
+
+
+class Arrival(Pending):
+    """A neighbour that is on its way to a meeting."""
+
+    __slots__ = ("_call", "_line", "_meetings", "_peer")
+
+    def __init__(self, line: memoryview, peer: int, meetings: int, call: Call | None):
+        self._line = line
+        self._peer = peer
+        self._meetings = meetings
+        self._call = call
+
+    def through(self) -> bool:
+        """Whether it is there.
+
+        Raises:
+            MessageError: It has come for something else.
+        """
+        line = self._line
+        if line[0] < self._meetings:
+            return False
+        call = self._call
+        if call is not None:
+            place = _place(self._meetings)
+            if line[place] != call.word or line[place + 1] != call.detail:
+                raise mismatch(call, self._peer, Call.of_words(line[place], line[place + 1]))
+        return True
+
+
+def _place(meetings: int) -> int:
+    """Where in its line a rank writes what it has come for."""
+    return 1 + 2 * (meetings & 1)
+
+
+def open_host(exchange: Exchange, ranks: tuple[int, ...], rank: int) -> Host | str:
+    """Collective between the ranks of a host: where they meet, or why they cannot."""
+    if len(ranks) == 1:
+        return "there is one rank on the host"
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"a {platform.machine()} processor may show a neighbour's flag before what it stands for"
+    memory = open_arena(exchange, rank, _PAGE_BYTES + 2 * SLOT_BYTES)
+    return memory if isinstance(memory, str) else Host(ranks, rank, memory)

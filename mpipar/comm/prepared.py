@@ -1,0 +1,70 @@
+"""Operations that are called again with the same tensor, as a training step does: prepared once, looked up after.
+
+Checking an array, finding it in the arena and choosing an algorithm take longer than to add up a few thousand elements.
+What was prepared is forgotten with its tensor, or when the tensor has other memory or another layout.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpipar.comm.call import Call
+from mpipar.comm.p2p import Wire
+from mpipar.comm.progress import Algorithm
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One rank's part in a collective, ready to begin.
+
+    Args:
+        call: What was called.
+        begin: The algorithm, if it sends no messages.
+        send: The algorithm, given the wire of the collective, if it does.
+    """
+
+    call: Call
+    begin: Callable[[], Algorithm] | None = None
+    send: Callable[[Wire], Algorithm] | None = None
+
+
+Key = tuple[int, str, str]
+"""id() of the tensor, operation, algorithm."""
+
+
+class Prepared:
+    """The prepared operations of one communicator."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, tuple[Operation, weakref.ref[Tensor], int, int, torch.dtype]] = {}
+
+    def find(self, key: Key, x: object) -> Operation | None:
+        """What was prepared for this tensor as it is."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        operation, reference, address, elements, dtype = entry
+        same = (
+            reference() is x
+            and isinstance(x, Tensor)
+            and x.data_ptr() == address
+            and x.numel() == elements
+            and x.dtype is dtype
+            and x.is_contiguous()
+        )
+        return operation if same else None
+
+    def keep(self, key: Key, x: object, operation: Operation) -> None:
+        """Keeps it as long as the tensor lives. With a numpy array the operation would keep the array alive itself."""
+        if isinstance(x, Tensor) and x.device.type == "cpu" and x.is_contiguous() and not x.is_neg():
+            reference = weakref.ref(x, lambda _: self._entries.pop(key, None))
+            self._entries[key] = operation, reference, x.data_ptr(), x.numel(), x.dtype
+
+    def clear(self) -> None:
+        """Forgets all: other algorithms can be used now."""
+        self._entries.clear()

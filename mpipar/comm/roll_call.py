@@ -1,0 +1,121 @@
+"""Who is there? When nothing moves, the ranks of a communicator tell each other what they are doing.
+
+The rank whose time-out has run out first calls: it sends what it waits for to all others. Whoever else is waiting
+answers with what it waits for itself. After a few seconds the caller knows who has arrived, who is in another
+operation, and who gives no sign: that one computes, sleeps, or is stopped. It reports, once, for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mpipar.comm.mpi import MPI
+from mpipar.errors import DeadRankError
+
+ROLL_CALL_TAG = 32_767
+
+_NOTE_BYTES = 256
+_ANSWERS_S = 2.0  # a rank that waits looks for calls every few milliseconds
+
+
+class RollCall:
+    """The notes that the ranks of one communicator send each other.
+
+    Args:
+        comm: Whose ranks.
+    """
+
+    def __init__(self, comm: MPI.Comm):
+        self.comm = comm
+        self._heard: dict[int, str] = {}  # by rank
+        self._told: set[int] = set()
+        self._under_way: list[tuple[MPI.Request, object]] = []
+
+    def answer(self, status: str) -> None:
+        """Hears who has called, and tells them what this rank is doing.
+
+        Raises:
+            MPI.Exception: A rank is dead, in a job that was started to survive it.
+        """
+        for rank in self._listen():
+            self._tell(rank, status)
+
+    def take(self, status: str, peer: int | None, meanwhile: Callable[[], None]) -> str:
+        """Calls, and says who did not answer.
+
+        Of several ranks that call at the same time the lowest reports, and ends the job, while the others still wait.
+
+        Args:
+            status: What this rank waits for.
+            peer: The only rank that it waits for, if there is one.
+            meanwhile: Answers the calls of others, here and on the other communicators.
+        """
+        others = [rank for rank in range(self.comm.size) if rank != self.comm.rank] if peer is None else [peer]
+        dead = [rank for rank in others if not self._tell(rank, status)]
+        deadline = time.monotonic() + _ANSWERS_S
+        while time.monotonic() < deadline and not self._heard.keys() >= set(others) - set(dead):
+            meanwhile()
+            time.sleep(0.001)
+        if peer is None and any(rank < self.comm.rank for rank in self._heard):
+            time.sleep(_ANSWERS_S)
+        return _report(status, self.comm.rank, others, self._heard, dead)
+
+    def _listen(self) -> list[int]:
+        """Takes the notes that have come; returns who sent them."""
+        came = []
+        status = MPI.Status()
+        while self.comm.Iprobe(MPI.ANY_SOURCE, ROLL_CALL_TAG, status):
+            note = np.empty(_NOTE_BYTES, np.uint8)
+            source = status.Get_source()
+            self.comm.Recv([note, MPI.BYTE], source, ROLL_CALL_TAG)
+            self._heard[source] = note.tobytes().rstrip(b"\0").decode(errors="replace")
+            came.append(source)
+        self._under_way = [(request, note) for request, note in self._under_way if not request.Test()]
+        return came
+
+    def _tell(self, rank: int, status: str) -> bool:
+        """Sends a note, once; False if the rank is known to be dead."""
+        if rank not in self._told:
+            note = np.frombuffer(status.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0"), np.uint8)
+            try:
+                self._under_way.append((self.comm.Isend([note, MPI.BYTE], rank, ROLL_CALL_TAG), note))
+            except MPI.Exception:
+                return False
+            self._told.add(rank)
+        return True
+
+
+def dead_ranks(comm: MPI.Comm, where: str, error: MPI.Exception) -> DeadRankError | None:
+    """The error that names who has died, if that is what MPI's error says."""
+    kinds = [getattr(MPI, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")]
+    if error.Get_error_class() not in kinds:
+        return None
+    failed = comm.Get_failed()
+    ranks = MPI.Group.Translate_ranks(failed, None, comm.Get_group())
+    who = _names(ranks) + " died" if ranks else "the communicator was revoked"
+    return DeadRankError(f"{where}: {who}. The others cannot go on without")
+
+
+def _report(status: str, own: int, others: Sequence[int], heard: dict[int, str], dead: Sequence[int]) -> str:
+    """Sentences, without the last full stop."""
+    here = sorted([own, *(rank for rank in others if heard.get(rank) == status)])
+    silent = [rank for rank in others if rank not in heard and rank not in dead]
+    elsewhere = [rank for rank in others if rank in heard and heard[rank] != status]
+    parts = []
+    if dead:
+        parts.append(f"{_names(dead)} died")
+    if silent:
+        parts.append(f"{_names(silent)} did not arrive, and gave no sign for {_ANSWERS_S:.0f} s: busy, stuck or gone")
+    parts += [f"{_names([rank])} is in {heard[rank] or 'no operation'}" for rank in elsewhere]
+    if not parts:
+        parts.append("all ranks are in it: messages are lost, or the network is down")
+    parts.append(f"{_names(here)} waited")
+    return ". ".join(part[0].upper() + part[1:] for part in parts)
+
+
+def _names(ranks: Sequence[int]) -> str:
+    listed = ", ".join(str(rank) for rank in ranks[:16]) + (f" and {len(ranks) - 16} more" if len(ranks) > 16 else "")
+    return f"rank {listed}" if len(ranks) == 1 else f"ranks {listed}"
