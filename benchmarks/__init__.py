@@ -1,8 +1,25 @@
-"""The benchmark harness: `mpirun -n 2 python -m benchmarks QUESTION`.
+"""The benchmark harness: `mpirun -n 4 python -m benchmarks QUESTION`.
 
-    allreduce    the ring against MPI_Allreduce and gloo, over sizes
+    allreduce, reduce_scatter, all_gather, all_to_all    a collective beside MPI's and gloo's, over sizes
+    p2p          messages between neighbours
+    overlap      how much of an all-reduce hides behind computation
     step         a data-parallel training step against torch DDP over gloo
 
 Every comparison is made in one run: the contestants take turns, a measurement of one ends before that of the next
-begins, and what is reported are medians of the slowest rank, and ratios of times that were taken side by side.
+begins, and what is reported are medians of the slowest rank, and ratios of times that were taken side by side. What is
+timed is checked first. `python -m benchmarks.launches` asks one question under several MPIs.
+
+Each file answers one question or does one thing:
+
+    sweep        what the questions over sizes share: options, checks, turns, output
+    case         one size of one question: memory, contestants
+    limits       what the machine could do at best
+    patterns     numbers whose sums are exact
+    measure      taking turns, ratios
+    formats      tables of nccl-tests and of the OSU benchmarks, JSON
+    plot         the picture of a table
+    machine      on what it was measured
+    mpi_peer, gloo    the peers
+    launches     one question under several MPIs, in turn
+    hosts        a job over several hosts on one machine; namespaces, delay_switch: how they are made
 """

@@ -6,19 +6,38 @@ import sys
 
 import tyro
 
+from benchmarks.all_gather import AllGather
+from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
+from benchmarks.overlap import Overlap
+from benchmarks.p2p import PointToPoint
+from benchmarks.reduce_scatter import ReduceScatter
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
+Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step
+
 
 def main(world: Communicator) -> None:
-    question: AllReduce | Step = decide_on_root(
-        world,
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            {"allreduce": AllReduce, "step": Step}, prog="python -m benchmarks", args=sys.argv[1:]
-        ),
-    )
+    question = decide_on_root(world, _question)
     question.run(world)
+
+
+def _question() -> Question:
+    question: Question = tyro.extras.subcommand_cli_from_dict(
+        {
+            "allreduce": AllReduce,
+            "reduce_scatter": ReduceScatter,
+            "all_gather": AllGather,
+            "all_to_all": AllToAll,
+            "p2p": PointToPoint,
+            "overlap": Overlap,
+            "step": Step,
+        },
+        prog="python -m benchmarks",
+        args=sys.argv[1:],
+    )
+    return question
 
 
 if __name__ == "__main__":

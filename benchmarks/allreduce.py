@@ -1,136 +1,106 @@
-"""Question: how fast are the ring and the arena, beside MPI_Allreduce and torch's gloo?
-
-One table for each, in the form of nccl-tests:
-
-    size, time      bytes of the array on each rank; microseconds, median of the slowest rank
-    algbw           size / time
-    busbw           algbw * 2 (n - 1) / n: the speed of the link that a ring would need
-    #wrong          elements that differ from the exact sum
-
-then tables of ratios. The arena needs all ranks on one host. Inputs are small integers, whose sums are exact in every
-dtype here.
-"""
+"""Question: how fast does an array become the sum over all ranks?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.gloo import stop_gloo
-from benchmarks.measure import Times, begin, ratio, take_turns
-from mpipar.comm import Communicator, mpi_version
-from mpipar.comm.arena import Arena
+from benchmarks import gloo, mpi_peer, patterns
+from benchmarks.case import Case, Contestant
+from benchmarks.limits import Copy, Place
+from benchmarks.sweep import Sweep
 from mpipar.comm.mpi import MPI
-from mpipar.errors import ConfigError
-
-_MPI_TYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE, "int32": MPI.INT32_T, "int64": MPI.INT64_T}
+from mpipar.comm.select import AllReduce as Algorithm
 
 
-@dataclass(frozen=True, kw_only=True)
-class AllReduce:
-    """Times the all-reduce (sum) of the ring, the arena, MPI and gloo, in turn, over a range of sizes."""
+class AllReduce(Sweep):
+    """Times the all-reduce (sum) of mpipar, MPI and gloo, in turn, over a range of sizes.
 
-    min_bytes: int = 4096
-    """Smallest array."""
-    max_bytes: int = 64 << 20
-    """Largest array; each is 4 times the one before."""
-    dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
-    """Of the elements."""
-    rounds: int = 15
-    """Measurements of each size."""
-    warmup: int = 3
-    """Measurements of each size that are not kept."""
+    Contestants: arena (in shared memory, in place), hierarchical (its counterpart between hosts), private (in ordinary
+    memory, by whatever mpipar chooses), ring, native (mpipar through MPI's), mpi, gloo.
+    """
 
-    def run(self, world: Communicator) -> None:
-        """Measures and prints. Collective."""
-        if not 8 <= self.min_bytes <= self.max_bytes:
-            raise ConfigError(
-                f"--min-bytes {self.min_bytes} must be at least 8 and at most --max-bytes {self.max_bytes}"
-            )
-        if world.size == 1:
-            raise ConfigError("one rank has nothing to reduce: mpirun -n 2 python -m benchmarks allreduce")
-        begin(world, self.rounds)
-        results = {size: self._measure(world, size) for size in self._sizes()}
-        stop_gloo(world)
-        if world.rank == 0:
-            for name in next(iter(results.values()))[0]:
-                self._print_table(name, world.size, results)
-            for name in ("arena", "ring"):
-                _print_ratios(name, results)
+    question = "allreduce"
+    osu_name = "Allreduce"
+    redop = "sum"
 
-    def _sizes(self) -> list[int]:
-        sizes, size = [], self.min_bytes
-        while size <= self.max_bytes:
-            sizes.append(size)
-            size *= 4
-        return sizes
-
-    def _measure(self, world: Communicator, size: int) -> tuple[Times, dict[str, int]]:
-        """(times, elements that were wrong) of each contestant at one size."""
-        dtype = getattr(torch, self.dtype)
-        x = torch.empty(size // dtype.itemsize, dtype=dtype)
-        message = [x.numpy(), _MPI_TYPES[self.dtype]]
-        arrays = {"ring": x, "mpi": x, "gloo": x}
-        runs: dict[str, Callable[[], object]] = {
-            "ring": lambda: world.all_reduce(x),
-            "mpi": lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, message),
-            "gloo": lambda: dist.all_reduce(x),
+    def contestants(self, case: Case) -> Mapping[str, Contestant | str]:
+        x, on_one_host = case.private(), case.mesh.num_hosts == 1
+        return {
+            "arena": _in_arena(case, "auto", "in the arena") if on_one_host else "there are several hosts",
+            "hierarchical": (
+                "there is one host"
+                if on_one_host
+                else _in_arena(case, "hierarchical", "first on each host, then between them")
+            ),
+            "private": _ours(case, x, "auto", "in ordinary memory"),
+            "ring": _ours(case, x, "ring", "ring"),
+            "native": (
+                _ours(case, x, "mpi", "through MPI_Iallreduce")
+                if mpi_peer.reducible(x)
+                else mpi_peer.cannot_add(case.dtype)
+            ),
+            "mpi": _mpi(case, x),
+            "gloo": Contestant(title=gloo.TITLE, source=x, result=x, calls={"all_reduce": lambda: dist.all_reduce(x)}),
         }
-        arena = world.open_arena(size)
-        if isinstance(arena, Arena):
-            arrays["arena"] = shared = arena.allocate(x.numel(), dtype, x.device)
-            runs["arena"] = lambda: world.all_reduce(shared)
-        wrong = {name: _count_wrong(world, arrays[name], run) for name, run in runs.items()}
-        prepare = lambda name: arrays[name].zero_()  # noqa: E731
-        times = take_turns(world, runs, rounds=self.rounds, warmup=self.warmup, prepare=prepare)
-        if isinstance(arena, Arena):
-            world.close_arena(arena)
-        return times, wrong
 
-    def _print_table(self, name: str, n: int, results: dict[int, tuple[Times, dict[str, int]]]) -> None:
-        print(f"#\n# {_TITLES[name]}")
-        print(_HEADING.format("#", "size", "count", "type", "redop", "root", "time", "algbw", "busbw", "#wrong"))
-        print(_HEADING.format("#", "(B)", "(elements)", "", "", "", "(us)", "(GB/s)", "(GB/s)", "").rstrip())
-        busbws = []
-        for size, (times, wrong) in results.items():
-            seconds = float(np.median(times[name]))
-            algbw = size / seconds / 1e9
-            busbws.append(algbw * 2 * (n - 1) / n)
-            print(
-                f"  {size:>10} {size // np.dtype(self.dtype).itemsize:>12} {self.dtype:>8} {'sum':>6} {-1:>5} "
-                f"{seconds * 1e6:>9.1f} {algbw:>7.2f} {busbws[-1]:>7.2f} {wrong[name]:>6}"
-            )
-        print(f"# Avg bus bandwidth    : {np.mean(busbws):.3f}", flush=True)
+    def given(self, case: Case) -> Tensor:
+        return patterns.summand(case.world.rank, case.elements, case.dtype)
+
+    def wanted(self, case: Case) -> Tensor:
+        return patterns.total(case.world.size, case.elements, case.dtype)
+
+    def bus_factor(self, num_ranks: int) -> float:
+        return 2 * (num_ranks - 1) / num_ranks
+
+    def count(self, elements: int, num_ranks: int) -> int:
+        return elements
+
+    def copies(self, num_ranks: int, rank: int, num_bytes: int) -> list[Copy]:
+        # Every rank reads its chunk in all segments, and writes it in all.
+        chunk = num_bytes // num_ranks
+        start = rank * chunk
+        return [Copy(Place(r, start), Place((r + 1) % num_ranks, start), chunk) for r in range(num_ranks)]
+
+    def bytes_leaving(self, host_of: Sequence[int], num_bytes: int) -> float:
+        num_hosts = len(set(host_of))
+        return 2 * (num_hosts - 1) / num_hosts * num_bytes
 
 
-_HEADING = "{} {:>10} {:>12} {:>8} {:>6} {:>5} {:>9} {:>7} {:>7} {:>6}"
-_TITLES = {
-    "arena": "mpipar in the arena",
-    "ring": "mpipar ring",
-    "mpi": f"MPI_Allreduce, {mpi_version()}",
-    "gloo": "torch.distributed gloo",
-}
+def _ours(case: Case, x: Tensor, algorithm: Algorithm, where: str) -> Contestant:
+    return Contestant(
+        title=f"mpipar, {where}",
+        source=x,
+        result=x,
+        calls={f"all_reduce({algorithm})": lambda: case.world.all_reduce(x, algorithm=algorithm)},
+        ours=True,
+    )
 
 
-def _count_wrong(world: Communicator, x: Tensor, run: Callable[[], object]) -> int:
-    """Elements, over all ranks, that are not the exact sum."""
-    place = torch.arange(x.numel(), dtype=x.dtype) % 17
-    x.copy_(place * (world.rank + 1))
-    run()
-    wrong = int((x != place * (world.size * (world.size + 1) // 2)).sum())
-    return int(world.all_reduce(np.array([wrong]))[0])
+def _in_arena(case: Case, algorithm: Algorithm, where: str) -> Contestant | str:
+    return case.shared if isinstance(case.shared, str) else _ours(case, case.shared[0], algorithm, where)
 
 
-def _print_ratios(name: str, results: dict[int, tuple[Times, dict[str, int]]]) -> None:
-    print(f"#\n# {_TITLES[name]}: how many times as fast as its peers (median of rounds, quartiles)")
-    print(f"# {'size':>10} {'MPI_Allreduce':>22} {'gloo':>22}")
-    for size, (times, _) in results.items():
-        if name in times:
-            cells = ["{:.2f} ({:.2f} .. {:.2f})".format(*ratio(times, peer, name)) for peer in ("mpi", "gloo")]
-            print(f"  {size:>10} {cells[0]:>22} {cells[1]:>22}", flush=True)
+def _mpi(case: Case, x: Tensor) -> Contestant | str:
+    comm = MPI.COMM_WORLD
+    chunk = case.private(case.elements // case.world.size)
+    whole, part = mpi_peer.reducible(x), mpi_peer.reducible(chunk)
+    if whole is None or part is None:
+        return mpi_peer.cannot_add(case.dtype)
+
+    def in_halves() -> None:
+        comm.Reduce_scatter_block(whole, part)
+        comm.Allgather(part, whole)
+
+    return Contestant(
+        title=mpi_peer.title("Allreduce"),
+        source=x,
+        result=x,
+        calls={
+            "Allreduce": lambda: comm.Allreduce(MPI.IN_PLACE, whole),
+            "Iallreduce": lambda: comm.Iallreduce(MPI.IN_PLACE, whole).Wait(),
+            "Reduce_scatter_block+Allgather": in_halves,
+        },
+    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from mpipar.comm import Communicator, Mesh
+
+TITLE = "torch.distributed, gloo"
 
 
 def start_gloo(mesh: Mesh) -> None:
@@ -29,6 +33,12 @@ def start_gloo(mesh: Mesh) -> None:
         store = TCPStore(address, port, world.size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=120))
     world.barrier()
+
+
+def renamed(new: str, old: str) -> Callable[..., Any]:
+    """A function of torch.distributed under its new name, or in an earlier torch under its old one."""
+    function: Callable[..., Any] = getattr(dist, new, None) or getattr(dist, old)
+    return function
 
 
 def _own_address() -> str:

@@ -1,23 +1,23 @@
-"""Timing things against each other, and saying on what machine."""
+"""Timing things against each other."""
 
 from __future__ import annotations
 
-import os
-import platform
+import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-import mpipar
-from benchmarks.gloo import start_gloo
-from mpipar.comm import Communicator, Grid, Mesh, mpi_version
-from mpipar.errors import ConfigError
+from mpipar.comm import Communicator
 
-Times = dict[str, npt.NDArray[np.float64]]
+Seconds = npt.NDArray[np.float64]
+"""[rounds], of the slowest rank."""
+
+# A measurement is long beside the clock's grain and the moments at which ranks leave a barrier, unless the slowest
+# contestant would then hold up everybody.
+_LEAST_S = 1e-3
+_MOST_S = 0.2
 
 
 def take_turns(
@@ -26,8 +26,9 @@ def take_turns(
     *,
     rounds: int,
     warmup: int,
+    repeat: int = 1,
     prepare: Callable[[str], object] = lambda name: None,
-) -> Times:
+) -> dict[str, Seconds]:
     """Times each contestant once a round, one after the other, and starts each from a barrier.
 
     Args:
@@ -35,61 +36,37 @@ def take_turns(
         contestants: What is timed, by name.
         rounds: How many times are kept.
         warmup: Rounds that are not kept.
+        repeat: How often a contestant runs in one measurement, without a barrier between.
         prepare: Called with the contestant's name before each of its measurements, untimed.
 
     Returns:
-        Seconds of the slowest rank, [rounds] by name. Times of one round were taken side by side.
+        The time of one run, by name. Times of one round were taken side by side.
     """
     times = {name: np.zeros(rounds) for name in contestants}
+    names = list(contestants)
     for i in range(-warmup, rounds):
-        for name, run in contestants.items():
+        turn = i % len(names)
+        for name in names[turn:] + names[:turn]:  # nobody always follows the same one, whose cache it would find
+            run = contestants[name]
             prepare(name)
             world.barrier()
             start = time.perf_counter()
-            run()
+            for _ in range(repeat):
+                run()
             if i >= 0:
-                times[name][i] = time.perf_counter() - start
+                times[name][i] = (time.perf_counter() - start) / repeat
     for name in contestants:
         world.all_reduce(times[name], "max")
     return times
 
 
-def ratio(times: Times, name: str, reference: str) -> tuple[float, float, float]:
-    """(median, lower quartile, upper quartile) over rounds of the time of `name` over that of `reference`."""
-    quotients = times[name] / times[reference]
-    low, middle, high = np.percentile(quotients, [25, 50, 75])
+def repetitions(world: Communicator, contestants: Mapping[str, Callable[[], object]]) -> int:
+    """Collective: how often a measurement repeats what it times: the same for all contestants, on all ranks."""
+    times = [float(seconds.min()) for seconds in take_turns(world, contestants, rounds=3, warmup=1).values()]
+    return max(1, min(math.ceil(_LEAST_S / min(times)), int(_MOST_S / max(times))))
+
+
+def ratio(times: Seconds, reference: Seconds) -> tuple[float, float, float]:
+    """(median, lower quartile, upper quartile) over rounds of the one time over the other."""
+    low, middle, high = np.percentile(times / reference, [25, 50, 75])
     return float(middle), float(low), float(high)
-
-
-def begin(world: Communicator, rounds: int) -> None:
-    """Collective: what every question with gloo among its peers begins with: one thread a rank, and the environment.
-
-    Raises:
-        ConfigError: There is nothing to take a median of.
-    """
-    if rounds < 1:
-        raise ConfigError(f"--rounds {rounds} must be at least 1")
-    torch.set_num_threads(1)
-    mesh = Mesh(world, Grid.of(world.size))
-    start_gloo(mesh)
-    _print_environment(mesh)
-
-
-def _print_environment(mesh: Mesh) -> None:
-    """Says, on rank 0, what machine this is, as comments of a table."""
-    if mesh.world.rank > 0:
-        return
-    print(f"# mpipar {mpipar.__version__}, {mpi_version()}, torch {torch.__version__}, numpy {np.__version__}")
-    hosts = f"{mesh.num_hosts} host{'' if mesh.num_hosts == 1 else 's'}"
-    print(f"# {mesh.world.size} ranks on {hosts}, {torch.get_num_threads()} torch thread(s) a rank")
-    if mesh.host.size > len(os.sched_getaffinity(0)):
-        print("# more ranks than cores: small sizes measure who hands the core to whom, not the algorithms")
-    print(f"# {os.cpu_count()} x {_processor()}, {platform.system()} {platform.release()}", flush=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")

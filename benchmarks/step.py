@@ -1,31 +1,35 @@
 """Question: what does data parallelism cost a training step, here and in torch DDP over gloo?
 
 The same model takes the same step (forward, backward, AdamW) on the same microbatch in four ways, in turn: alone,
-with no communication; as a replica of ours, reduced in shared memory where the ranks are on one host, and round the
-ring; as a replica of DDP's.
+with no communication; as a replica of ours, its gradients in memory that the ranks of a host share, and in ordinary
+memory; as a replica of DDP's.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.gloo import stop_gloo
-from benchmarks.measure import begin, ratio, take_turns
-from mpipar.comm import Communicator
+from benchmarks.gloo import start_gloo, stop_gloo
+from benchmarks.machine import Environment, begin
+from benchmarks.measure import Seconds, ratio, take_turns
+from mpipar.comm import Communicator, agreement
+from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel
 
 _TITLES = {
     "alone": "no communication",
     "arena": "mpipar, shared memory",
-    "ring": "mpipar, ring",
+    "private": "mpipar, ordinary memory",
     "ddp": "torch DDP, gloo",
 }
 
@@ -54,36 +58,59 @@ class Step:
     """Steps of each contestant before, that are not."""
     bucket_mib: float = 16.0
     """Of our replicas; DDP has its default of 25 MiB, the first of 1 MiB."""
+    format: Literal["table", "json"] = "table"
+    """A table, or one JSON document."""
 
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
-        begin(world, self.rounds)
+        with agreement(world):
+            config = self._config()
+        mesh, environment = begin(world)
+        start_gloo(mesh)
+        if world.rank == 0 and self.format == "table":
+            print(environment.header(), flush=True)
         tokens = torch.randint(
             self.vocab_size, (self.batch, self.seq_len + 1), generator=torch.Generator().manual_seed(world.rank)
         )
-        config = ModelConfig(layers=self.layers, dim=self.dim, heads=self.heads, max_seq_len=self.seq_len)
         model = Transformer(config, vocab_size=self.vocab_size)
         initialise(model, seed=1)
         steps = {
             "alone": self._alone(copy.deepcopy(model), tokens),
             "arena": self._ours(copy.deepcopy(model), tokens, world, share=True),
-            "ring": self._ours(copy.deepcopy(model), tokens, world, share=False),
+            "private": self._ours(copy.deepcopy(model), tokens, world, share=False),
             "ddp": self._ddp(copy.deepcopy(model), tokens),
         }
         times = take_turns(world, steps, rounds=self.rounds, warmup=self.warmup)
         stop_gloo(world)
         if world.rank > 0:
             return
-        num_tokens = self.batch * self.seq_len * world.size
+        if self.format == "table":
+            print(self._table(model, times, world.size), flush=True)
+        else:
+            print(_as_json(model, times, environment), flush=True)
+
+    def _table(self, model: Transformer, times: Mapping[str, Seconds], num_ranks: int) -> str:
+        num_tokens = self.batch * self.seq_len * num_ranks
         precision = "bf16" if self.bf16 else "fp32"
-        millions = model.num_parameters() / 1e6
-        print(f"# {millions:.1f} M parameters, {self.batch} x {self.seq_len} tokens a rank, {precision}")
-        print(f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'time / alone':>24} {'time / DDP':>24}")
+        lines = [
+            f"# {self.layers} layers, dim {self.dim}, {self.heads} heads, vocabulary {self.vocab_size:,}: "
+            f"{model.num_parameters() / 1e6:.1f} M parameters",
+            f"# {self.batch} x {self.seq_len} tokens a rank, {precision}",
+            f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'time / alone':>24} {'time / DDP':>24}",
+        ]
         for name, title in _TITLES.items():
             seconds = float(np.median(times[name]))
-            cells = ["{:.3f} ({:.3f} .. {:.3f})".format(*ratio(times, name, other)) for other in ("alone", "ddp")]
+            cells = [_cell(times[name], times[other]) for other in ("alone", "ddp")]
             rates = f"{seconds * 1e3:>10.1f} {num_tokens / seconds:>9.0f}"
-            print(f"  {title:<24} {rates} {cells[0]:>24} {cells[1]:>24}", flush=True)
+            lines.append(f"  {title:<24} {rates} {cells[0]:>24} {cells[1]:>24}")
+        return "\n".join(lines)
+
+    def _config(self) -> ModelConfig:
+        least = {"rounds": 1, "warmup": 0, "batch": 1, "seq_len": 1, "vocab_size": 2}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {value}")
+        return ModelConfig(layers=self.layers, dim=self.dim, heads=self.heads, max_seq_len=self.seq_len)
 
     def _loss(self, model: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
@@ -126,3 +153,18 @@ class Step:
             optimizer.zero_grad(set_to_none=True)
 
         return step
+
+
+def _as_json(model: Transformer, times: Mapping[str, Seconds], environment: Environment) -> str:
+    """One document; `size` is that of the gradients."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    rows = [
+        {"contestant": name, "size": size, "time_us": float(np.median(times[name])) * 1e6, "rounds": len(times[name])}
+        for name in _TITLES
+    ]
+    answer = {"question": "step", "environment": asdict(environment), "titles": _TITLES, "rows": rows}
+    return json.dumps(answer, indent=1)
+
+
+def _cell(times: Seconds, reference: Seconds) -> str:
+    return "{:.3f} ({:.3f} .. {:.3f})".format(*ratio(times, reference))

@@ -71,6 +71,8 @@ class Call:
     def __str__(self) -> str:
         if self.kind == "barrier":
             return self.kind
+        if self.kind == "all_to_all":  # each rank with sizes of its own
+            return f"{self.kind} of {self.dtype}"
         root = f" from rank {self.detail}" if self.kind == "broadcast" else ""
         return f"{self.kind}{root} of {self.size:,} {self.dtype}"
 

@@ -39,19 +39,20 @@ class Communicator:
         comm: An MPI communicator that is used by nobody else: a duplicate or the result of a split.
         name: The axis, as it appears in messages.
         progress: What drives the operations of all communicators of this process.
+        local: The ranks on this host, in their order here. By default those with which MPI says it shares memory.
 
     Attributes:
         topology: Which of the ranks share a host.
     """
 
-    def __init__(self, comm: MPI.Comm, name: str, progress: Progress):
+    def __init__(self, comm: MPI.Comm, name: str, progress: Progress, local: MPI.Comm | None = None):
         comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.name = name
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.progress = progress
         self._comm = comm
-        self._local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        self._local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank) if local is None else local
         self.topology = Topology.of(comm.allgather(self._local.bcast(comm.rank)))
         neighbours = self.topology.neighbours(self.rank)
         # Where the ranks of this host meet, or why they cannot.
@@ -298,12 +299,7 @@ class Communicator:
         reason = self._host if isinstance(self._host, str) and len(neighbours) > 1 else None
         arena: Arena | str | None = None
         if not any(self.all_gather_object(reason)):
-            # Between all ranks, and not those of a host alone: every wait is then one that has a deadline.
-            arena = open_arena(
-                lambda mine: [self.all_gather_object(mine)[rank] for rank in neighbours],
-                neighbours.index(self.rank),
-                num_bytes,
-            )
+            arena = open_arena(self._exchange_on_host, neighbours.index(self.rank), num_bytes)
             reason = arena if isinstance(arena, str) else None
         reasons = [text for text in self.all_gather_object(reason) if text is not None]
         if reasons or not isinstance(arena, Arena):
@@ -316,6 +312,11 @@ class Communicator:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
         self._arenas.remove(arena)
         self._prepared.clear()
+
+    def _exchange_on_host(self, mine: Any) -> list[Any]:
+        """The objects of this host's ranks. Through a collective of all ranks, whose wait has a deadline."""
+        everybody = self.all_gather_object(mine)
+        return [everybody[rank] for rank in self.topology.neighbours(self.rank)]
 
     def _column(self, buffer: Buffer) -> list[Buffer] | None:
         """What lies where the buffer lies on each rank of the host; None if it is memory of this process alone."""

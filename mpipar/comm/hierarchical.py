@@ -23,9 +23,11 @@ from mpipar.comm.call import Call
 from mpipar.comm.host import Host
 from mpipar.comm.p2p import Wire, chunk_bounds
 from mpipar.comm.progress import Algorithm
-from mpipar.comm.ring import SEGMENT_BYTES, Chunks, adding_and_replacing, circulate
+from mpipar.comm.ring import Chunks, adding_and_replacing, circulate
 from mpipar.comm.sums import plan_sum, run
 from mpipar.comm.topology import Topology
+
+_SEGMENT_BYTES = 1 << 20  # on a wire, smaller ones than in memory: the next rank can begin earlier
 
 
 def all_reduce(
@@ -35,7 +37,7 @@ def all_reduce(
     column: Sequence[Buffer],
     op: Op,
     call: Call,
-    segment_bytes: int = SEGMENT_BYTES,
+    segment_bytes: int = _SEGMENT_BYTES,
 ) -> Algorithm:
     """Every segment's x, on every host, becomes the sum (mean, maximum) over all. Bytes sent by a host: 2(h-1)/h of x.
 

@@ -34,7 +34,7 @@ from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.p2p import Wire, chunk_bounds, segments
 from mpipar.comm.progress import Algorithm, Message
 
-SEGMENT_BYTES = 1 << 20
+SEGMENT_BYTES = 2 << 20
 _RECEIVES_AHEAD = 4
 
 

@@ -37,12 +37,12 @@ class Case(NamedTuple):
 # The first row that fits, of those whose algorithm can be used.
 TABLE = (
     Case("one", True, math.inf, "shared"),
-    Case("one", False, math.inf, "shared"),
-    Case("one", False, 1 << 20, "mpi"),
+    Case("one", False, 1 << 20, "shared"),
+    Case("one", False, 256 << 10, "mpi"),
     Case("one", False, math.inf, "ring"),
-    Case("several", True, 128 << 10, "mpi"),
+    Case("several", True, 32 << 10, "mpi"),
     Case("several", True, math.inf, "hierarchical"),
-    Case("several", False, 128 << 10, "mpi"),
+    Case("several", False, 32 << 10, "mpi"),
     Case("several", False, math.inf, "ring"),
 )
 

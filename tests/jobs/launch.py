@@ -23,10 +23,11 @@ class Job:
     Args:
         num_ranks: Ranks; 0 runs the program without mpirun.
         arguments: What follows `python`.
+        options: Of mpirun.
     """
 
-    def __init__(self, num_ranks: int, *arguments: str):
-        launcher = [mpirun(), "-n", str(num_ranks)] if num_ranks else []
+    def __init__(self, num_ranks: int, *arguments: str, options: Sequence[str] = ()):
+        launcher = [mpirun(), *options, "-n", str(num_ranks)] if num_ranks else []
         self.process = subprocess.Popen(
             [*launcher, sys.executable, *arguments],
             cwd=ROOT,

@@ -1,0 +1,52 @@
+"""MPI itself, called through mpi4py: the peer. What it waits like, and messages as it takes them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpipar.comm import mpi_version
+from mpipar.comm.mpi import MPI
+
+Message = list[Any]
+"""[memory, MPI datatype], as mpi4py takes them."""
+
+_YIELDS = "OMPI_MCA_mpi_yield_when_idle"
+
+_TYPES = {
+    torch.float32: MPI.FLOAT,
+    torch.float64: MPI.DOUBLE,
+    torch.int32: MPI.INT32_T,
+    torch.int64: MPI.INT64_T,
+}
+
+
+def title(function: str) -> str:
+    """Such as "MPI_Allreduce, Open MPI v5.0.11, yields when idle"."""
+    return ", ".join(part for part in (f"MPI_{function}", mpi_version(), waiting()) if part)
+
+
+def waiting() -> str:
+    """What a rank does that waits for a message, where the library lets one choose; "" where it does not."""
+    if "Open MPI" not in mpi_version():
+        return ""
+    yields = os.environ.get(_YIELDS, "0").lower() in ("1", "true", "yes", "on")
+    return "yields when idle" if yields else "spins when idle"
+
+
+def reducible(x: Tensor) -> Message | None:
+    """The array as MPI can add it up; None where MPI has no such numbers."""
+    return [x.numpy(), _TYPES[x.dtype]] if x.dtype in _TYPES else None
+
+
+def cannot_add(dtype: torch.dtype) -> str:
+    """Why `reducible` is None."""
+    return f"MPI adds up no {str(dtype).removeprefix('torch.')}"
+
+
+def movable(x: Tensor) -> Message:
+    """The array as MPI can move it: bytes."""
+    return [x.view(torch.uint8).numpy(), MPI.BYTE]
