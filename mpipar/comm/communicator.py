@@ -10,11 +10,12 @@ call is collective: all ranks of the communicator make the same calls, in the sa
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
 from mpipar.comm.arena import Arena, open_arena
@@ -25,7 +26,7 @@ from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.progress import Algorithm, Progress, Work
-from mpipar.comm.select import AllReduce, asked_for, select
+from mpipar.comm.select import AllReduce, agreed, select, wish
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -53,11 +54,12 @@ class Communicator:
         self.progress = progress
         self._comm = comm
         self._local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank) if local is None else local
-        self.topology = Topology.of(comm.allgather(self._local.bcast(comm.rank)))
+        leaders, wishes = zip(*comm.allgather((self._local.bcast(comm.rank), wish())), strict=True)
+        self.topology = Topology.of(leaders)
+        self._wants = agreed(wishes)
         neighbours = self.topology.neighbours(self.rank)
         # Where the ranks of this host meet, or why they cannot.
-        self._host: Host | str = open_host(self._local.allgather, neighbours, self._local.rank)
-        self._wants = asked_for()
+        self._host: Host | str = open_host(comm, self._local.allgather, neighbours)
         self._lane = progress.open_lane(name, comm)
         self._sequence = 0
         self._arenas: list[Arena] = []
@@ -225,6 +227,27 @@ class Communicator:
         buffer = Buffer(x, writable=self.rank != p2p.check_peer(root, self.size))
         call = Call("broadcast", buffer.dtype, buffer.size, root)
         return self._send(call, lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
+
+    def broadcast_state(self, state: Mapping[str, Tensor], root: int = 0) -> None:
+        """Every tensor becomes that of rank `root`, where it lies: there is no second copy of anything.
+
+        Args:
+            state: Tensors by name; the same names, shapes and dtypes on all ranks.
+            root: Whose values they get.
+
+        Raises:
+            MessageError: This rank has other names, shapes or dtypes than `root`.
+        """
+        mine = {name: f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in state.items()}
+        theirs: dict[str, str] = self.broadcast_object(mine, root)
+        for name in {**theirs, **mine}:
+            here, there = mine.get(name, "absent"), theirs.get(name, "absent")
+            if here != there:
+                raise MessageError(f"the state of rank {root} is another: {name} is {there} there and {here} here")
+        # In the order of the root, which the others may have stored in another.
+        works = [self.start_broadcast(state[name].detach(), root) for name in theirs]
+        for work in works:
+            work.wait()
 
     def chunk(self, size: int, rank: int | None = None) -> slice:
         """The elements of an array of `size` that `reduce_scatter` and `all_gather` give to a rank (to this one)."""

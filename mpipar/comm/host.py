@@ -11,15 +11,21 @@ Beside its flag a rank writes what it has come for (`call`), and those that meet
 
 A rank can be one meeting ahead of its neighbours, not two; hence two places for what it came for, and two slots of
 memory for what it brings.
+
+A flag stands for what was written before it. x86 makes stores visible in their order; other processors do not, and
+Python has no fence for them. There the ranks meet in empty messages, and MPI has the fences.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 
 from mpipar.comm.arena import Arena, Exchange, open_arena
 from mpipar.comm.buffers import Buffer
-from mpipar.comm.call import Call, mismatch
+from mpipar.comm.call import Call, compared, mismatch
+from mpipar.comm.mpi import MPI
+from mpipar.comm.p2p import MEETING_TAG, Account, Wire, barrier
 from mpipar.comm.progress import Pending
 
 SLOT_BYTES = 512 << 10
@@ -35,14 +41,16 @@ class Host:
     Args:
         ranks: Their numbers in the communicator, ascending.
         rank: Which of them this process is, from 0.
-        memory: What they share, of `HOST_BYTES`.
+        memory: What they share.
+        wire: Between them, to meet in messages; None to meet at flags.
     """
 
-    def __init__(self, ranks: tuple[int, ...], rank: int, memory: Arena):
+    def __init__(self, ranks: tuple[int, ...], rank: int, memory: Arena, wire: Wire | None):
         self.ranks = ranks
         self.rank = rank
         self.size = len(ranks)
         self._memory = memory
+        self._wire = wire
         self._lines = memory.words_at(_LINES_AT, _LINE_WORDS)
         self._own = self._lines[rank]
         self._others = [(line, peer) for line, peer in zip(self._lines, ranks, strict=True) if line is not self._own]
@@ -50,7 +58,7 @@ class Host:
         self._turn = 0
         self._slots: dict[str, tuple[list[Buffer], list[Buffer]]] = {}
 
-    def meet(self, call: Call | None = None) -> list[Arrival]:
+    def meet(self, call: Call | None = None) -> Iterable[Pending]:
         """Nobody leaves before all have come, and what each wrote before is there for the others to read.
 
         Args:
@@ -59,12 +67,15 @@ class Host:
         Returns:
             What to wait for.
         """
+        if self._wire is not None:
+            steps = barrier(self._wire)
+            return steps if call is None else compared(self._wire, call, steps)
         self._meetings = meetings = self._meetings + 1
         if call is not None:
             own, place = self._own, _place(meetings)
             own[place] = call.word
             own[place + 1] = call.detail
-        self._own[0] = meetings  # after all that was written before: x86 makes stores visible in their order
+        self._own[0] = meetings  # after all that was written before
         return [Arrival(line, peer, meetings, call) for line, peer in self._others]
 
     def take_turn(self) -> int:
@@ -121,11 +132,19 @@ def _place(meetings: int) -> int:
     return 1 + 2 * (meetings & 1)
 
 
-def open_host(exchange: Exchange, ranks: tuple[int, ...], rank: int) -> Host | str:
-    """Collective between the ranks of a host: where they meet, or why they cannot."""
+def open_host(comm: MPI.Comm, exchange: Exchange, ranks: tuple[int, ...]) -> Host | str:
+    """Collective between the ranks of a host: where they meet, or why they cannot.
+
+    Args:
+        comm: The communicator.
+        exchange: Between the ranks of the host.
+        ranks: Their numbers in the communicator, ascending.
+    """
     if len(ranks) == 1:
         return "there is one rank on the host"
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return f"a {platform.machine()} processor may show a neighbour's flag before what it stands for"
+    rank = ranks.index(comm.rank)
     memory = open_arena(exchange, rank, _PAGE_BYTES + 2 * SLOT_BYTES)
-    return memory if isinstance(memory, str) else Host(ranks, rank, memory)
+    if isinstance(memory, str):
+        return memory
+    in_order = platform.machine() in ("x86_64", "AMD64")
+    return Host(ranks, rank, memory, None if in_order else Wire(comm, MEETING_TAG, Account(), ranks))

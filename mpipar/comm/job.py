@@ -20,8 +20,9 @@ from typing import NoReturn, TypeVar
 
 from mpipar.comm.communicator import Communicator
 from mpipar.comm.environment import launcher_mismatch, read_launch
-from mpipar.comm.mpi import mpi_version
-from mpipar.errors import LaunchError, MpiparError, PeerError
+from mpipar.comm.mpi import MPI, mpi_version
+from mpipar.comm.select import VARIABLE, wish
+from mpipar.errors import ConfigError, LaunchError, MpiparError, PeerError
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,7 @@ def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = Fa
         main: What the command does.
         singletons: Run it also where a launcher of another MPI has made n jobs of one rank out of one of n.
     """
-    world = Communicator.world()
+    world = _begin()
     if not singletons:
         _require_one_job(world)
     if terminal_device() is None:
@@ -117,6 +118,19 @@ def terminal_device() -> str | None:
     except OSError:  # the parent is somebody else's, or the terminal is outside this container
         return None
     return device if device.startswith(("/dev/pts/", "/dev/tty")) and os.access(device, os.W_OK) else None
+
+
+def _begin() -> Communicator:
+    """The world, if the environment lets it be."""
+    try:
+        world = Communicator.world()
+    except ConfigError as error:  # on all ranks
+        if MPI.COMM_WORLD.rank == 0:
+            print(f"mpipar: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_ERROR)
+    if wish() != "auto" and world.rank == 0:
+        print(f"mpipar: {VARIABLE}={wish()}: taken wherever it can be used", file=sys.stderr, flush=True)
+    return world
 
 
 def _require_one_job(world: Communicator) -> None:

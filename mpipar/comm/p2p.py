@@ -19,9 +19,10 @@ from mpipar.errors import MessageError
 
 # Tags. MPI promises 32,767; the smallest seen in use is 2^23 - 1. Messages of a user have the lower half. Collectives
 # take one tag each from the upper half, in turn, so that ranks that disagree on the sequence stall, and are named,
-# rather than add up bytes of different arrays.
+# rather than add up bytes of different arrays. The last are for meetings on a host, and for roll calls.
 USER_TAGS = 16_384
-_COLLECTIVE_TAGS = ROLL_CALL_TAG - USER_TAGS
+MEETING_TAG = ROLL_CALL_TAG - 1
+_COLLECTIVE_TAGS = MEETING_TAG - USER_TAGS
 
 # MPI counts bytes in 32 bits, and a message this large has long reached the wire's full speed.
 LARGEST_MESSAGE_BYTES = 1 << 30

@@ -15,7 +15,7 @@ import numpy as np
 from mpipar.comm.mpi import MPI
 from mpipar.errors import DeadRankError
 
-ROLL_CALL_TAG = 32_767
+ROLL_CALL_TAG = 32_767  # the largest that MPI promises
 
 _NOTE_BYTES = 256
 _ANSWERS_S = 2.0  # a rank that waits looks for calls every few milliseconds

@@ -179,5 +179,4 @@ class DataParallel:
 
     def _broadcast_state(self) -> None:
         """Parameters and buffers become those of rank 0; frozen ones too."""
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            self.comm.broadcast(tensor.detach())
+        self.comm.broadcast_state({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})

@@ -156,6 +156,32 @@ def test_broadcast(comm: Communicator, root: str) -> None:
         assert (x == draw(size, source, "float64")).all()
 
 
+def test_a_state_is_broadcast_where_it_lies(comm: Communicator) -> None:
+    def tensors(rank: int) -> dict[str, torch.Tensor]:
+        return {
+            "weight": torch.full((3, 5), float(rank)),
+            "steps": torch.tensor(rank),
+            "bf": torch.ones(7).bfloat16() * rank,
+        }
+
+    state, root = tensors(comm.rank), comm.size - 1
+    if comm.rank == 0:
+        state = dict(reversed(state.items()))
+    places = {name: x.data_ptr() for name, x in state.items()}
+    comm.broadcast_state(state, root)
+    assert all(torch.equal(x, tensors(root)[name]) and x.data_ptr() == places[name] for name, x in state.items())
+
+
+def test_a_state_of_another_model_is_named(comm: Communicator) -> None:
+    lone = comm.duplicate("lone")
+    state = {"a": torch.zeros(3), "b": torch.zeros(2 + (comm.rank > 0))}
+    if comm.rank == 0:
+        lone.broadcast_object({"a": "(3,) float32", "b": "(2,) float32"})
+    else:
+        with pytest.raises(MessageError, match=r"b is \(2,\) float32 there and \(3,\) float32 here"):
+            lone.broadcast_state(state)
+
+
 def test_started_operations_finish_in_any_order_of_waiting(comm: Communicator) -> None:
     arrays = [draw(size, comm.rank, "float64") for size in (5, 100_000, 1, 3000)]
     works: list[Work] = [comm.start_all_reduce(x) for x in arrays]

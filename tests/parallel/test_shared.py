@@ -15,6 +15,7 @@ from mpipar.comm import Communicator
 from mpipar.comm import arena as arena_module
 from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.comm.buffers import Op
+from mpipar.errors import MessageError
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
@@ -169,3 +170,40 @@ def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_a_neighbour(tmp
         handle = arena_module.Handle(os.getpid(), other.fileno(), b"x" * 16)
         with pytest.raises(OSError, match="not the neighbour's"):
             arena_module._map_segment(handle, 4096)
+
+
+def test_an_integer_accumulator_beside_the_float_one(comm: Communicator) -> None:
+    """Sums on a fixed grid are exact: the same bits as one process's, whatever the order; the float's are not asked."""
+    size, grid = 100_003, 2.0**-30
+    arena = opened(comm, arena_bytes([4 * size, 8 * size]))
+    floats, integers = arena.allocate(size, torch.float32, CPU), arena.allocate(size, torch.int64, CPU)
+    microbatches = [torch.randn(size, generator=torch.Generator().manual_seed(i)) for i in range(2 * comm.size)]
+    alone = sum((x.double() / grid).round().long() for x in microbatches)
+    for x in microbatches[comm.rank :: comm.size]:
+        floats += x
+        integers += (x.double() / grid).round().long()
+    works = [comm.start_all_reduce(floats), comm.start_all_reduce(integers)]
+    for work in works:
+        work.wait()
+    assert torch.equal(integers, torch.as_tensor(alone))
+    torch.testing.assert_close(floats.double(), integers.double() * grid, rtol=1e-5, atol=1e-5)
+
+
+def test_a_processor_that_does_not_keep_the_order_of_stores(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks then meet in messages; what they called is compared all the same."""
+    if comm.size == 1:
+        pytest.skip("one rank has nobody to meet")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    other = comm.duplicate("other")
+    arena = opened(other, 1 << 20)
+    for x in (arena.allocate(100_001, torch.float32, CPU), torch.zeros(77), torch.zeros(200_000)):
+        for _ in range(3):
+            x.fill_(other.rank + 1)
+            other.all_reduce(x)
+            assert (x == other.size * (other.size + 1) / 2).all()
+    other.barrier()
+    lone = other.duplicate("lone")
+    with pytest.raises(MessageError, match=r"rank \d called all_reduce\(sum\) of \d float64"):
+        lone.all_reduce(np.zeros(lone.rank + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpipar.comm.call import KINDS, Call
-from mpipar.comm.select import TABLE, asked_for, select
+from mpipar.comm.select import TABLE, agreed, select
 from mpipar.comm.topology import Topology
 from mpipar.errors import ConfigError
 
@@ -50,11 +50,9 @@ def test_what_is_asked_for_is_taken_where_it_can_be() -> None:
     assert select("hierarchical", {"ring"}, num_hosts=1, in_arena=False, num_bytes=1) == "ring"
 
 
-def test_an_unknown_algorithm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPIPAR_ALLREDUCE", "tree")
-    with pytest.raises(
-        ConfigError, match=r"MPIPAR_ALLREDUCE=tree: must be one of auto, ring, shared, hierarchical, mpi"
-    ):
-        asked_for()
-    monkeypatch.delenv("MPIPAR_ALLREDUCE")
-    assert asked_for() == "auto"
+def test_what_the_ranks_ask_for_must_be_one_algorithm() -> None:
+    assert agreed(["auto", "auto"]) == "auto"
+    with pytest.raises(ConfigError, match=r"MPIPAR_ALLREDUCE=tree: must be one of auto, ring, shared, .*, mpi"):
+        agreed(["tree", "tree"])
+    with pytest.raises(ConfigError, match=r"is ring on rank 0 and auto on rank 1: give it to all"):
+        agreed(["ring", "auto"])
