@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch.distributed as dist
 from torch import Tensor
@@ -59,10 +60,12 @@ class AllReduce(Sweep):
         return elements
 
     def copies(self, num_ranks: int, rank: int, num_bytes: int) -> list[Copy]:
-        # Every rank reads its chunk in all segments, and writes it in all.
+        # Every rank reads its chunk in all segments, and writes it in all; each is read before it is written, which is
+        # faster than to write what only another core has in its cache.
         chunk = num_bytes // num_ranks
         start = rank * chunk
-        return [Copy(Place(r, start), Place((r + 1) % num_ranks, start), chunk) for r in range(num_ranks)]
+        ring = [(rank + i) % num_ranks for i in range(num_ranks + 1)]
+        return [Copy(Place(source, start), Place(target, start), chunk) for target, source in pairwise(ring)]
 
     def bytes_leaving(self, host_of: Sequence[int], num_bytes: int) -> float:
         num_hosts = len(set(host_of))

@@ -25,6 +25,7 @@ from mpipar.comm import Communicator, agreement
 from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel
+from mpipar.train.memory import keep_freed_memory
 
 _TITLES = {
     "alone": "no communication",
@@ -65,6 +66,7 @@ class Step:
         """Measures and prints. Collective."""
         with agreement(world):
             config = self._config()
+        keep_freed_memory()  # as the trainer does; DDP gains by it as much
         mesh, environment = begin(world)
         start_gloo(mesh)
         if world.rank == 0 and self.format == "table":

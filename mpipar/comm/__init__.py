@@ -3,10 +3,23 @@
 communicator    the operations, as the rest of mpipar calls them
 mesh            ranks along named axes
 job             how a command starts, agrees on errors, and ends
-ring            the collectives, by hand
-shared          the arena: reducing in place in shared memory
+
+select          which all-reduce for which array
+  shared          in the memory of one host: in the arena, or through slots
+  hierarchical    shared on each host, rings between hosts
+  ring            all-reduce, reduce-scatter, all-gather and broadcast in messages
+  native          MPI's own
+exchange        all-to-all
+
+host            where the ranks of a host meet
+arena           memory that they share
+sums            additions and copies, planned once
+topology        which ranks share a host
 p2p             posting messages: tags, sizes, counts
-progress        what completes them
+call            what a rank called, compared between ranks
+prepared        what is called again with the same tensor
+progress        what moves and completes it all
+roll_call       who is there, when nothing moves
 buffers         from an array to bytes and values
 environment     what this machine's MPI and launcher are
 mpi             the import of mpi4py

@@ -128,7 +128,7 @@ class Communicator:
         chosen = self._select(algorithm, x, column)
         if chosen == "shared":
             assert host is not None
-            if column is not None and shared.pays_in_place(x):
+            if column is not None and shared.pays_in_place(host, x):
                 return Operation(call, begin=shared.all_reduce(host, column, op, call))
             return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":

@@ -32,7 +32,10 @@ from mpipar.comm.p2p import chunk_bounds, segments
 from mpipar.comm.progress import Algorithm
 from mpipar.comm.sums import Step, plan_copy, plan_sum, run
 
-_ONE_MEETING_BYTES = 32 << 10  # up to here, adding up all slots takes less time than meeting once more
+# Up to here more than two ranks take less time for adding up all slots than for meeting once more; and up to there it
+# pays to bring an array of the arena to the slots for it.
+_ONE_MEETING_BYTES = 64 << 10
+_ONE_MEETING_OF_TWO_BYTES = 4 << 10
 
 Begin = Callable[[], Algorithm]
 
@@ -61,9 +64,9 @@ def all_gather(host: Host, column: Sequence[Buffer], call: Call, bounds: Sequenc
     return lambda: _between_meetings(host, call, steps)
 
 
-def pays_in_place(x: Buffer) -> bool:
+def pays_in_place(host: Host, x: Buffer) -> bool:
     """Whether reducing x where it lies, with two meetings, takes less time than passing it through the slots."""
-    return x.size * x.itemsize > _ONE_MEETING_BYTES
+    return x.size * x.itemsize > (_ONE_MEETING_OF_TWO_BYTES if host.size == 2 else _ONE_MEETING_BYTES)
 
 
 def all_reduce_through_slots(host: Host, x: Buffer, op: Op, call: Call) -> Begin:

@@ -21,7 +21,9 @@ from mpipar.comm.p2p import segments
 
 Step = Callable[[], object]
 
-_RUN_BYTES = 256 << 10  # of each source: two of them stay in a core's second-level cache
+# Of all sources together: what is added up is still in a core's second-level cache when the sum is written back.
+_RUN_BYTES = 512 << 10
+_LEAST_RUN_BYTES = 64 << 10  # of one source: shorter runs cost more Python than cache
 
 # Of the calls that run in it numpy does not warn: an infinite sum is for whoever asked for it to judge.
 _QUIET = contextvars.Context()
@@ -58,12 +60,11 @@ def plan_sum(
         into: Buffers that get the result as well, at the place of `out`.
     """
     like, at = out
-    if like.lib is torch and op != "max":
-        wide = torch.empty(min(size, _RUN_BYTES // like.itemsize), dtype=torch.float32)
-    else:
-        wide = None
+    elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize
+    is_wide = like.lib is torch and op != "max"
+    wide = torch.empty(min(size, elements), dtype=torch.float32) if is_wide else None
     steps: list[Step] = []
-    for a, b in segments(0, size, _RUN_BYTES // like.itemsize):
+    for a, b in segments(0, size, elements):
         total = like.values[at + a : at + b]
         runs = [source.values[start + a : start + b] for source, start in sources]
         steps += _plan_run(total, runs, op, count, wide)

@@ -5,6 +5,7 @@ loop          a run from its settings to a trained model
 step          one step: microbatches to gradients, gradients to weights
 source        which microbatches this rank reads
 optimizer     AdamW, the learning rate
+memory        what a step frees is kept for the next
 resume        going on from a checkpoint, writing one
 stop          being asked to stop
 run_folder    what is kept of a run

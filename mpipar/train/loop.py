@@ -20,6 +20,7 @@ from mpipar.errors import DivergedError
 from mpipar.model import Transformer, initialise
 from mpipar.train import report, resume
 from mpipar.train.config import Config
+from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics
 from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
@@ -38,6 +39,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
         world: All ranks of the job.
         stop: Whether this rank is asked to stop.
     """
+    keep_freed_memory()
     mesh = Mesh(world, Grid.of(world.size))
     comm = mesh["dp"]
     # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
