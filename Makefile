@@ -34,7 +34,7 @@ lint: $(READY)  ## check style and types
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
-bench: $(READY)  ## time the ring and the training step against what else there is, on 2 ranks
+bench: $(READY)  ## time the all-reduce and the training step against MPI, gloo and DDP, on 2 ranks
 	$(MPIRUN) -n 2 $(PY) -m benchmarks allreduce
 	$(MPIRUN) -n 2 $(PY) -m benchmarks step
 

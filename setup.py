@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "mpi4py>=4,<5",
         "torch>=2.5,<3",
-        "numpy>=1.24",
+        "numpy>=2.0",
         "h5py>=3.10",
         "tokenizers>=0.20",
         "tyro>=0.9,<2",

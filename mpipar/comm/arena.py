@@ -22,6 +22,7 @@ from mpipar.comm.buffers import Buffer
 
 _ALIGNMENT = 4096
 _MARK_BYTES = 16
+_MOST_COLUMNS = 1024  # that are remembered
 
 Exchange = Callable[[Any], list[Any]]
 """Gives every rank of the host the objects of all, by rank."""
@@ -55,13 +56,20 @@ class Arena:
         self._used = _aligned(start + num_bytes)
         return torch.from_numpy(self._own[start : start + num_bytes]).view(dtype)
 
+    def offset(self, x: Buffer) -> int | None:
+        """Where x begins in this rank's segment, in bytes; None if it is not there."""
+        offset = x.address - self._address
+        return offset if x.size and 0 <= offset < self._own.size else None
+
     def column(self, x: Buffer) -> list[Buffer] | None:
         """What lies where x lies, in the segment of each rank; None if x is not in this rank's."""
-        offset = x.address - self._address
-        if x.size == 0 or not 0 <= offset < self._own.size:
+        offset = self.offset(x)
+        if offset is None:
             return None
         key = offset, x.size, x.dtype
         if key not in self._columns:
+            if len(self._columns) == _MOST_COLUMNS:
+                self._columns.clear()
             self._columns[key] = self.column_at(*key)
         return self._columns[key]
 
@@ -100,8 +108,8 @@ def open_arena(exchange: Exchange, rank: int, num_bytes: int) -> Arena | str:
     try:
         if problem is None:
             segments = [_map_segment(handle, num_bytes) for handle in handles if isinstance(handle, Handle)]
-    except OSError as error:
-        problem = f"a neighbour's memory cannot be opened: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: the neighbour's segment is smaller
+        problem = f"a neighbour's memory cannot be opened: {getattr(error, 'strerror', None) or error}"
     problems: list[str | None] = exchange(problem)
     problem = next((text for text in problems if text is not None), None)
     if descriptor >= 0:

@@ -1,8 +1,8 @@
 """From an array to messages: dtype, layout, device.
 
-MPI sees bytes and nothing else: it has no portable bfloat16 or float16, its 32-bit counts end at 2 GiB, and all
-arithmetic is ours. A `Buffer` is a flat view of an array from which both sides are cut by element: `message` for MPI,
-`values` for arithmetic.
+Messages are bytes and nothing else: MPI has no portable bfloat16 or float16, its 32-bit counts end at 2 GiB, and all
+arithmetic is ours, but for what goes through MPI's own all-reduce. A `Buffer` is a flat view of an array from which
+both sides are cut by element: `message` for MPI, `values` for arithmetic.
 
     array                     values                bytes
     numpy                     numpy                 numpy, uint8

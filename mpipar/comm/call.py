@@ -1,9 +1,9 @@
 """What a rank called, in two words, so that ranks can compare it for next to nothing.
 
 Ranks that call different operations, or one with different sizes or dtypes, would wait for ever or add up what does
-not belong together. Where ranks meet in shared memory, every collective compares the words. Where they send messages, a
-rank sends its words to its right neighbour and compares those of its left one: in the first collectives of a
-communicator, in which mistakes in a program show, and in a sample of the later ones.
+not belong together. On one host, ranks compare the words of every collective where they meet. Between hosts, a rank
+sends its words to its right neighbour and compares those of its left one: in the first collectives of a communicator,
+in which mistakes in a program show, and in a sample of the later ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Call:
         kind: One of `KINDS`.
         dtype: Of its array.
         size: Elements of its array.
-        detail: What else must agree: the root of a broadcast, the checksum of the shards' sizes.
+        detail: What else must agree: the root of a broadcast, where an array lies in shared memory, a checksum of where
+            shards begin and end.
     """
 
     kind: str
@@ -81,15 +82,22 @@ _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(MOVABLE)}
 
 
-def checksum(sizes: Sequence[int]) -> int:
-    """Of the sizes of shards, for `Call.detail`."""
-    return crc32(np.array(sizes, np.int64).tobytes())
+def checksum(numbers: Sequence[int]) -> int:
+    """Of places and bounds, for `Call.detail`."""
+    return crc32(np.array(numbers, np.int64).tobytes())
 
 
 def mismatch(mine: Call, peer: int, theirs: Call) -> MessageError:
     """The error of ranks that called different things."""
+    if mine.word == theirs.word and mine.kind.startswith("all_reduce"):
+        return MessageError(
+            f"the array of rank {peer} lies elsewhere: give all at one place of one arena, or none in it"
+        )
     if mine.word == theirs.word and mine.kind != "broadcast":
-        return MessageError(f"rank {peer} gave other sizes of shards: all ranks must give the same")
+        return MessageError(
+            f"rank {peer} gave other sizes of shards, or its array lies elsewhere: give the same sizes on all ranks, "
+            "and arrays at one place of one arena, or none in it"
+        )
     return MessageError(f"rank {peer} called {theirs}, this rank {mine}: all ranks must make the same call")
 
 

@@ -95,7 +95,7 @@ class Communicator:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of array elements that this rank has sent in operations that it has started here."""
+        """Bytes of array elements that this rank has sent in operations that it has started here, MPI's own aside."""
         return self._account.bytes_sent
 
     # Arrays
@@ -104,7 +104,7 @@ class Communicator:
         """x becomes the sum, mean or maximum over all ranks, on all ranks; returns x.
 
         Args:
-            x: The same size and dtype on all ranks.
+            x: The same size and dtype on all ranks; at the same place of the same arena, or on no rank in one.
             op: The operation.
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
@@ -123,12 +123,15 @@ class Communicator:
     def _prepare_all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
         x.require(op)
         column = self._column(x)
-        call = Call(f"all_reduce({op})", x.dtype, x.size)
         host = self._host if isinstance(self._host, Host) else None
-        chosen = self._select(algorithm, x, column)
+        chosen = self._select(algorithm, x, column, op)
+        in_place = chosen == "hierarchical" or (
+            chosen == "shared" and host is not None and column is not None and shared.pays_in_place(host, x)
+        )
+        call = Call(f"all_reduce({op})", x.dtype, x.size, self._place(x) if in_place else 0)
         if chosen == "shared":
             assert host is not None
-            if column is not None and shared.pays_in_place(host, x):
+            if column is not None and in_place:
                 return Operation(call, begin=shared.all_reduce(host, column, op, call))
             return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":
@@ -156,7 +159,7 @@ class Communicator:
         buffer.require(op)
         bounds = self._bounds(buffer, sizes)
         column = self._column(buffer)
-        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum(bounds))
+        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([self._place(buffer), *bounds]))
         if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
             return self._start(Operation(call, begin=shared.reduce_scatter(self._host, column, op, call, bounds)))
         return self._send(call, lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
@@ -176,7 +179,7 @@ class Communicator:
         buffer = Buffer(x)
         bounds = self._bounds(buffer, sizes)
         column = self._column(buffer)
-        call = Call("all_gather", buffer.dtype, buffer.size, checksum(bounds))
+        call = Call("all_gather", buffer.dtype, buffer.size, checksum([self._place(buffer), *bounds]))
         if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
             return self._start(Operation(call, begin=shared.all_gather(self._host, column, call, bounds)))
         return self._send(call, lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
@@ -212,8 +215,8 @@ class Communicator:
             raise MessageError(f"all_to_all from {given.dtype} into {taken.dtype}: both must have one dtype")
         if given.overlaps(taken):
             raise MessageError("all_to_all into the memory that it sends from: give two arrays")
-        out_bounds = self._bounds(given, out_sizes or self._even(given))
-        into_bounds = self._bounds(taken, into_sizes or self._even(taken))
+        out_bounds = self._bounds(given, self._even(given) if out_sizes is None else out_sizes)
+        into_bounds = self._bounds(taken, self._even(taken) if into_sizes is None else into_sizes)
         call = Call("all_to_all", given.dtype)
         return self._send(call, lambda wire: exchange.all_to_all(wire, given, taken, out_bounds, into_bounds))
 
@@ -229,7 +232,7 @@ class Communicator:
         return self._send(call, lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
 
     def broadcast_state(self, state: Mapping[str, Tensor], root: int = 0) -> None:
-        """Every tensor becomes that of rank `root`, where it lies: there is no second copy of anything.
+        """Every tensor becomes that of rank `root`, where it lies: a contiguous one in host memory is not copied.
 
         Args:
             state: Tensors by name; the same names, shapes and dtypes on all ranks.
@@ -260,7 +263,7 @@ class Communicator:
         call = Call("barrier")
         if isinstance(self._host, Host) and self.topology.num_hosts == 1:
             host = self._host
-            self._start(Operation(call, begin=lambda: iter(host.meet(call)))).wait()
+            self._start(Operation(call, begin=lambda: shared.barrier(host, call))).wait()
         else:
             self._send(call, p2p.barrier).wait()
 
@@ -347,7 +350,15 @@ class Communicator:
 
     # What all operations share
 
-    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None) -> AllReduce:
+    def _place(self, x: Buffer) -> int:
+        """Where in which arena x lies, for comparison between ranks; 0 if it is memory of this process alone."""
+        for index, arena in enumerate(self._arenas):
+            offset = arena.offset(x)
+            if offset is not None:
+                return 1 + offset + (index << 48)
+        return 0
+
+    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
         """Which all-reduce, of those that can be used."""
         usable: set[AllReduce] = {"ring"}
         one_host = self.topology.num_hosts == 1
@@ -355,7 +366,7 @@ class Communicator:
             usable.add("shared")
         if not one_host and column is not None:
             usable.add("hierarchical")
-        if native.can_add(x):
+        if native.can_add(x, op):
             usable.add("mpi")
         return select(
             self._wants if algorithm == "auto" else algorithm,
@@ -374,7 +385,9 @@ class Communicator:
             assert operation.send is not None
             wire = Wire.for_collective(self._comm, sequence, self._account)
             steps = operation.send(wire)
-            if is_compared(sequence):
+            if isinstance(self._host, Host) and self.topology.num_hosts == 1:
+                steps = shared.after_meeting(self._host, operation.call, steps)
+            elif is_compared(sequence):
                 steps = compared(wire, operation.call, steps)
         return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
 

@@ -61,6 +61,8 @@ class Host:
     def meet(self, call: Call | None = None) -> Iterable[Pending]:
         """Nobody leaves before all have come, and what each wrote before is there for the others to read.
 
+        The rank enters with this call: it is for algorithms that have begun, not for those that wait in a lane.
+
         Args:
             call: What this rank has come for. All give one, or none does.
 

@@ -22,9 +22,13 @@ _TYPES = {
 _LARGEST_COUNT = 2**31 - 1
 
 
-def can_add(x: Buffer) -> bool:
-    """Whether MPI has the type and can count the elements: it has no portable 16-bit floats."""
-    return x.dtype in _TYPES and x.size <= _LARGEST_COUNT
+def can_add(x: Buffer, op: Op) -> bool:
+    """Whether MPI can do what the other algorithms do.
+
+    It has no portable 16-bit floats, its maximum may lose a NaN, and it adds with the processor.
+    """
+    loses_nan = op == "max" and x.dtype.startswith("float")
+    return x.dtype in _TYPES and not loses_nan and x.size <= _LARGEST_COUNT and x.is_in_host_memory
 
 
 def all_reduce(wire: Wire, x: Buffer, op: Op) -> Algorithm:

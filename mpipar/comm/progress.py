@@ -107,6 +107,7 @@ class Lane:
         self.roll_call = RollCall(comm)
         self.queue: deque[Work] = deque()  # of collectives: the head runs
         self.loose: list[Work] = []  # sends and receives: all run
+        self.broken = ""  # why there can be no more collectives: ranks are out of step
 
     @property
     def busy(self) -> bool:
@@ -159,6 +160,11 @@ class Work:
         return self.done
 
     @property
+    def is_collective(self) -> bool:
+        """Whether all ranks take part in it."""
+        return self._sequence is not None
+
+    @property
     def only_peer(self) -> int | None:
         """The rank that a send or receive waits for; None for a collective, which may wait for any."""
         return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
@@ -174,10 +180,17 @@ class Work:
                     return True
         except MessageError as error:
             self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
+            self.error.__cause__ = error  # whose traceback keeps alive what messages may still be written into
         except MPI.Exception as error:
             self.error = dead_ranks(self.lane.roll_call.comm, f"{self} on axis {self.lane.axis!r}", error) or error
+            if self.error is not error:
+                self.error.__cause__ = error
         except Exception as error:
             self.error = error
+        except BaseException:  # an interrupt: who catches it must not take this for done
+            self.error = MessageError(f"{self} on axis {self.lane.axis!r} was interrupted")
+            self._pending, self.done = None, True
+            raise
         self._pending = None
         self.done = True
         return True
@@ -209,6 +222,8 @@ class Progress:
     def start(self, work: Work) -> Work:
         """Queues a collective behind those that its communicator has started before."""
         lane = work.lane
+        if lane.broken:
+            raise MessageError(f"axis {lane.axis!r} cannot be used any more, its ranks are out of step: {lane.broken}")
         if not lane.queue:
             work.advance()
             if work.done:
@@ -260,8 +275,8 @@ class Progress:
             os.sched_yield()
             if idle_polls % _POLLS_PER_LOOK == 0:
                 waited_s = time.monotonic() - silent_since
+                self._answer_roll_calls()
                 if waited_s > _PATIENCE_S:
-                    self._answer_roll_calls()
                     time.sleep(_NAP_S)
                 if waited_s > self.timeout_s:
                     self._report_stall(work, waited_s)
@@ -269,9 +284,11 @@ class Progress:
             raise work.error
 
     def _retired(self, work: Work) -> Work:
-        """Forgets an operation that is done; of one that failed MPI may still write into the memory."""
+        """Forgets an operation that is done, but for one that failed: MPI may still write into its memory."""
         if work.error is not None:
             self._failed.append(work)
+            if work.is_collective:
+                work.lane.broken = str(work.error)
         return work
 
     def _occupy(self, lane: Lane) -> None:
@@ -296,6 +313,7 @@ class Progress:
             self._retired(work)
         lane.queue.clear()
         lane.loose.clear()
+        self._busy = [lane for lane in self._busy if lane.busy]
 
     def _elsewhere(self) -> str:
         return next((f"{lane.status()} on axis {lane.axis!r}" for lane in self._busy), "")
@@ -305,6 +323,8 @@ class Progress:
         lane = work.lane
         head = lane.queue[0] if work in lane.queue else work
         absent = lane.roll_call.take(str(head), head.only_peer, self._answer_roll_calls)
+        if work.error is not None:  # a death, noticed meanwhile
+            raise work.error
         raise StallError(
             f"{head} on axis {lane.axis!r}: nothing moved for {waited_s:.0f} s. {absent}. Look at the output of those "
             "ranks; --comm.timeout-s makes the wait longer"

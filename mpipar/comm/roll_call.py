@@ -18,6 +18,7 @@ from mpipar.errors import DeadRankError
 ROLL_CALL_TAG = 32_767  # the largest that MPI promises
 
 _NOTE_BYTES = 256
+_CALL, _ANSWER = "?", "!"  # what a note begins with
 _ANSWERS_S = 2.0  # a rank that waits looks for calls every few milliseconds
 
 
@@ -31,7 +32,6 @@ class RollCall:
     def __init__(self, comm: MPI.Comm):
         self.comm = comm
         self._heard: dict[int, str] = {}  # by rank
-        self._told: set[int] = set()
         self._under_way: list[tuple[MPI.Request, object]] = []
 
     def answer(self, status: str) -> None:
@@ -41,7 +41,7 @@ class RollCall:
             MPI.Exception: A rank is dead, in a job that was started to survive it.
         """
         for rank in self._listen():
-            self._tell(rank, status)
+            self._tell(rank, _ANSWER + status)
 
     def take(self, status: str, peer: int | None, meanwhile: Callable[[], None]) -> str:
         """Calls, and says who did not answer.
@@ -54,7 +54,8 @@ class RollCall:
             meanwhile: Answers the calls of others, here and on the other communicators.
         """
         others = [rank for rank in range(self.comm.size) if rank != self.comm.rank] if peer is None else [peer]
-        dead = [rank for rank in others if not self._tell(rank, status)]
+        self._heard.clear()
+        dead = [rank for rank in others if not self._tell(rank, _CALL + status)]
         deadline = time.monotonic() + _ANSWERS_S
         while time.monotonic() < deadline and not self._heard.keys() >= set(others) - set(dead):
             meanwhile()
@@ -64,27 +65,27 @@ class RollCall:
         return _report(status, self.comm.rank, others, self._heard, dead)
 
     def _listen(self) -> list[int]:
-        """Takes the notes that have come; returns who sent them."""
-        came = []
+        """Takes the notes that have come; returns who has called."""
+        callers = []
         status = MPI.Status()
         while self.comm.Iprobe(MPI.ANY_SOURCE, ROLL_CALL_TAG, status):
             note = np.empty(_NOTE_BYTES, np.uint8)
             source = status.Get_source()
             self.comm.Recv([note, MPI.BYTE], source, ROLL_CALL_TAG)
-            self._heard[source] = note.tobytes().rstrip(b"\0").decode(errors="replace")
-            came.append(source)
+            text = note.tobytes().rstrip(b"\0").decode(errors="replace")
+            self._heard[source] = text[1:]
+            if text[:1] == _CALL:
+                callers.append(source)
         self._under_way = [(request, note) for request, note in self._under_way if not request.Test()]
-        return came
+        return callers
 
-    def _tell(self, rank: int, status: str) -> bool:
-        """Sends a note, once; False if the rank is known to be dead."""
-        if rank not in self._told:
-            note = np.frombuffer(status.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0"), np.uint8)
-            try:
-                self._under_way.append((self.comm.Isend([note, MPI.BYTE], rank, ROLL_CALL_TAG), note))
-            except MPI.Exception:
-                return False
-            self._told.add(rank)
+    def _tell(self, rank: int, text: str) -> bool:
+        """Sends a note; False if the rank is known to be dead."""
+        note = np.frombuffer(text.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0"), np.uint8)
+        try:
+            self._under_way.append((self.comm.Isend([note, MPI.BYTE], rank, ROLL_CALL_TAG), note))
+        except MPI.Exception:
+            return False
         return True
 
 

@@ -64,6 +64,17 @@ def all_gather(host: Host, column: Sequence[Buffer], call: Call, bounds: Sequenc
     return lambda: _between_meetings(host, call, steps)
 
 
+def barrier(host: Host, call: Call) -> Algorithm:
+    """Nobody leaves before all have entered. A generator: the rank enters when its turn in the lane has come."""
+    yield from host.meet(call)
+
+
+def after_meeting(host: Host, call: Call, algorithm: Algorithm) -> Algorithm:
+    """An algorithm that sends messages, after a meeting that compares what the ranks have come for."""
+    yield from host.meet(call)
+    yield from algorithm
+
+
 def pays_in_place(host: Host, x: Buffer) -> bool:
     """Whether reducing x where it lies, with two meetings, takes less time than passing it through the slots."""
     return x.size * x.itemsize > (_ONE_MEETING_OF_TWO_BYTES if host.size == 2 else _ONE_MEETING_BYTES)

@@ -62,7 +62,7 @@ def plan_sum(
     like, at = out
     elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize
     is_wide = like.lib is torch and op != "max"
-    wide = torch.empty(min(size, elements), dtype=torch.float32) if is_wide else None
+    wide = torch.empty(min(size, elements), dtype=torch.float32, device="cpu") if is_wide else None
     steps: list[Step] = []
     for a, b in segments(0, size, elements):
         total = like.values[at + a : at + b]

@@ -5,7 +5,7 @@
                 when its gradients are there, while backward goes on with the layers below
     reduce      waits for the buckets, and adds up the step's scalars
     bytes       once a step, however many microbatches: on one host each rank adds up its part of the gradients in the
-                memory that they share; else it sends 2(n-1)/n of them round the ring
+                memory that they share; between hosts it sends its slice round a ring
 
 Gradients and scalars are summed, not averaged: the caller divides once, by the step's global token count, so that ranks
 may compute different numbers of microbatches.
@@ -52,12 +52,12 @@ class DataParallel:
         model: In its final dtype, on its final device, with `requires_grad` as it is to stay.
         comm: The dp axis.
         bucket_bytes: Size at which a bucket is closed. Small ones start earlier, large ones are reduced faster.
-        share: Lay the buckets in memory that the ranks of the host share, if they are all on one. A reduction is
+        share: Lay the buckets in memory that the ranks of the host share, if a host has more than one. A reduction is
             then done in place.
 
     Attributes:
         buckets: The gradients.
-        unshared: Why the buckets are private memory and reduced over the ring; None if they are shared.
+        unshared: Why the buckets are private memory; None if they are shared.
     """
 
     def __init__(self, model: nn.Module, comm: Communicator, *, bucket_bytes: int = 16 << 20, share: bool = True):

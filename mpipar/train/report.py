@@ -21,7 +21,7 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threa
     lines = [
         ("mpipar", f"{mpipar.__version__}, {mpi_version()}, torch {torch.__version__}"),
         ("ranks", f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}, {_count(threads, 'thread')} each"),
-        ("reduce", "in shared memory" if unshared is None else f"over the ring: {unshared}"),
+        ("reduce", _where_reduced(mesh.num_hosts, unshared)),
         (
             "data",
             f"{config.data.dir}: {shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}, "
@@ -46,6 +46,13 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threa
             ("note", f"{_count(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
     return [f"{name:<7} {text}" for name, text in lines]
+
+
+def _where_reduced(num_hosts: int, unshared: str | None) -> str:
+    """Where gradients are added up, or why not in shared memory."""
+    if unshared is not None:
+        return f"in memory of each rank's own: {unshared}"
+    return "in shared memory" + ("" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them")
 
 
 def sample(model: Transformer, source: Source, config: Config) -> list[str]:

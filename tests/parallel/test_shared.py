@@ -207,3 +207,47 @@ def test_a_processor_that_does_not_keep_the_order_of_stores(
     lone = other.duplicate("lone")
     with pytest.raises(MessageError, match=r"rank \d called all_reduce\(sum\) of \d float64"):
         lone.all_reduce(np.zeros(lone.rank + 1))
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_a_barrier_behind_reductions_that_are_under_way(comm: Communicator, size: int) -> None:
+    """It waits for its turn: a meeting of its own is not taken for one of theirs."""
+    arena = opened(comm, 1 << 22)
+    x, y, private = (arena.allocate(size, torch.float32, CPU) for _ in range(3))
+    private = private.clone()
+    for i in range(20):
+        for array in (x, y, private):
+            array.fill_(comm.rank + i)
+        if comm.rank == i % comm.size:
+            sum(range(100_000))  # this one comes late
+        works = [comm.start_all_reduce(array) for array in (x, private, y)]
+        comm.barrier()
+        for work, array in zip(works, (x, private, y), strict=True):
+            work.wait()
+            assert (array == comm.size * (comm.size - 1) / 2 + comm.size * i).all()
+            array.fill_(-1)
+
+
+@pytest.mark.parametrize("place", ["elsewhere in it", "outside"])
+@pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "all_gather"])
+def test_arrays_at_different_places_are_an_error(comm: Communicator, collective: str, place: str) -> None:
+    lone = comm.duplicate("lone")
+    arena = opened(lone, 1 << 22)
+    x, y = (arena.allocate(100_000, torch.float32, CPU) for _ in range(2))
+    if lone.rank == lone.size - 1:
+        x = y if place == "elsewhere in it" else torch.zeros(100_000)
+    with pytest.raises(MessageError, match="lies elsewhere"):
+        getattr(lone, collective)(x)
+    with pytest.raises(MessageError, match="out of step"):
+        lone.barrier()
+
+
+def test_flags_and_messages_are_compared_with_each_other(comm: Communicator) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank agrees with itself")
+    lone = comm.duplicate("lone")
+    with pytest.raises(MessageError, match="called"):
+        if lone.rank == 0:
+            lone.barrier()
+        else:
+            lone.broadcast(torch.zeros(3))
