@@ -60,7 +60,8 @@ def test_what_a_run_leaves(train: Arguments, tmp_path: Path) -> None:
         assert line["tokens"] == line["step"] * 4 * 32
         assert math.isclose(line["tokens_per_s"], 4 * 32 / line["step_s"])
         assert 0 < line["compute_s"] + line["comm_s"] + line["data_s"] <= line["step_s"]
-        assert line["bytes_sent"] > 0 and line["peak_memory_bytes"] >= 0 and line["grad_norm"] > 0
+        assert line["bytes_sent"] == 0, "on one host all is added up in shared memory"
+        assert line["peak_memory_bytes"] >= 0 and line["grad_norm"] > 0
     assert steps[-1]["peak_memory_bytes"] > 50e6, "two ranks that imported torch"
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
@@ -134,9 +135,12 @@ def test_asked_to_stop_while_it_starts(train: Arguments, tmp_path: Path, moment_
 
 
 @pytest.mark.timeout(400)
-def test_twenty_kills_change_nothing(train: Arguments, tmp_path: Path) -> None:
+def test_twenty_kills_change_nothing(train: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL of launcher and ranks at random moments: at start-up, in a step, while a checkpoint is written."""
     settings = ("--train.steps", 120, "--train.eval-every", 10, "--checkpoint.every", 2)
+    # A killed mpirun leaves files there, over which a later one of the same process number stumbles.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     run(2, *train(*settings, folder="undisturbed")).ok()
     rng = random.Random(7)
     for kill in range(20):

@@ -6,6 +6,8 @@ silent raises a StallError after `STALL_S`, and a test as a whole has pytest-tim
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +27,18 @@ settings.register_profile("ranks", settings.get_profile("mpipar"), phases=[Phase
 def pytest_configure(config: pytest.Config) -> None:
     ranks = Communicator.world(timeout_s=600.0)  # longer than any test may take
     config.pluginmanager.register(Agreement(ranks), "agreement")
+    _keep_temporary_folders_apart(ranks.rank)
     if ranks.size > 1:
         settings.load_profile("ranks")
     if ranks.rank > 0:
         config.pluginmanager.unregister(name="terminalreporter")
+
+
+def _keep_temporary_folders_apart(rank: int) -> None:
+    """pytest numbers its folders and tidies up old ones; ranks that do so in one place get in each other's way."""
+    root = Path(tempfile.gettempdir()) / f"mpipar-tests-of-{os.getuid()}" / f"rank-{rank}"
+    root.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(root)
 
 
 @pytest.fixture(scope="session")
