@@ -60,6 +60,9 @@ class Communicator:
         neighbours = self.topology.neighbours(self.rank)
         # Where the ranks of this host meet, or why they cannot.
         self._host: Host | str = open_host(comm, self._local.allgather, neighbours)
+        # The same, if all ranks are on it.
+        one_host = self.topology.num_hosts == 1
+        self._only_host = self._host if one_host and isinstance(self._host, Host) else None
         self._lane = progress.open_lane(name, comm)
         self._sequence = 0
         self._arenas: list[Arena] = []
@@ -122,13 +125,13 @@ class Communicator:
 
     def _prepare_all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
         x.require(op)
-        column = self._column(x)
+        column, place = self._locate(x)
         host = self._host if isinstance(self._host, Host) else None
         chosen = self._select(algorithm, x, column, op)
         in_place = chosen == "hierarchical" or (
             chosen == "shared" and host is not None and column is not None and shared.pays_in_place(host, x)
         )
-        call = Call(f"all_reduce({op})", x.dtype, x.size, self._place(x) if in_place else 0)
+        call = Call(f"all_reduce({op})", x.dtype, x.size, place if in_place else 0)
         if chosen == "shared":
             assert host is not None
             if column is not None and in_place:
@@ -158,10 +161,10 @@ class Communicator:
         buffer = Buffer(x)
         buffer.require(op)
         bounds = self._bounds(buffer, sizes)
-        column = self._column(buffer)
-        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([self._place(buffer), *bounds]))
-        if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
-            return self._start(Operation(call, begin=shared.reduce_scatter(self._host, column, op, call, bounds)))
+        column, place = self._locate(buffer)
+        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        if column is not None and self._only_host is not None:
+            return self._start(Operation(call, begin=shared.reduce_scatter(self._only_host, column, op, call, bounds)))
         return self._send(call, lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
 
     def all_gather(self, x: Array, sizes: Sequence[int] | None = None) -> Array:
@@ -178,10 +181,10 @@ class Communicator:
         """Like `all_gather`, but returns at once."""
         buffer = Buffer(x)
         bounds = self._bounds(buffer, sizes)
-        column = self._column(buffer)
-        call = Call("all_gather", buffer.dtype, buffer.size, checksum([self._place(buffer), *bounds]))
-        if column is not None and isinstance(self._host, Host) and self.topology.num_hosts == 1:
-            return self._start(Operation(call, begin=shared.all_gather(self._host, column, call, bounds)))
+        column, place = self._locate(buffer)
+        call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        if column is not None and self._only_host is not None:
+            return self._start(Operation(call, begin=shared.all_gather(self._only_host, column, call, bounds)))
         return self._send(call, lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
 
     def all_to_all(
@@ -261,8 +264,7 @@ class Communicator:
     def barrier(self) -> None:
         """Returns when all ranks have called it."""
         call = Call("barrier")
-        if isinstance(self._host, Host) and self.topology.num_hosts == 1:
-            host = self._host
+        if (host := self._only_host) is not None:
             self._start(Operation(call, begin=lambda: shared.barrier(host, call))).wait()
         else:
             self._send(call, p2p.barrier).wait()
@@ -344,27 +346,25 @@ class Communicator:
         everybody = self.all_gather_object(mine)
         return [everybody[rank] for rank in self.topology.neighbours(self.rank)]
 
-    def _column(self, buffer: Buffer) -> list[Buffer] | None:
-        """What lies where the buffer lies on each rank of the host; None if it is memory of this process alone."""
-        return next((column for arena in self._arenas if (column := arena.column(buffer)) is not None), None)
+    def _locate(self, x: Buffer) -> tuple[list[Buffer] | None, int]:
+        """What lies where x lies on each rank of the host, and a number for the place, to be compared between ranks.
 
-    # What all operations share
-
-    def _place(self, x: Buffer) -> int:
-        """Where in which arena x lies, for comparison between ranks; 0 if it is memory of this process alone."""
+        (None, 0) if x is memory of this process alone.
+        """
         for index, arena in enumerate(self._arenas):
             offset = arena.offset(x)
             if offset is not None:
-                return 1 + offset + (index << 48)
-        return 0
+                return arena.column(x), 1 + offset + (index << 48)
+        return None, 0
+
+    # What all operations share
 
     def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
         """Which all-reduce, of those that can be used."""
         usable: set[AllReduce] = {"ring"}
-        one_host = self.topology.num_hosts == 1
-        if one_host and isinstance(self._host, Host) and x.is_in_host_memory:
+        if self._only_host is not None and x.is_in_host_memory:
             usable.add("shared")
-        if not one_host and column is not None:
+        if self.topology.num_hosts > 1 and column is not None:
             usable.add("hierarchical")
         if native.can_add(x, op):
             usable.add("mpi")
@@ -385,8 +385,8 @@ class Communicator:
             assert operation.send is not None
             wire = Wire.for_collective(self._comm, sequence, self._account)
             steps = operation.send(wire)
-            if isinstance(self._host, Host) and self.topology.num_hosts == 1:
-                steps = shared.after_meeting(self._host, operation.call, steps)
+            if self._only_host is not None:
+                steps = shared.after_meeting(self._only_host, operation.call, steps)
             elif is_compared(sequence):
                 steps = compared(wire, operation.call, steps)
         return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
