@@ -19,9 +19,12 @@ from mpipar.comm.select import AllReduce as Algorithm
 class AllReduce(Sweep):
     """Times the all-reduce (sum) of mpipar, MPI and gloo, in turn, over a range of sizes.
 
-    Contestants: arena (in shared memory, in place), hierarchical (its counterpart between hosts), private (in ordinary
-    memory, by whatever mpipar chooses), ring, native (mpipar through MPI's), mpi, gloo.
+    Contestants: arena (in shared memory, in place), exact (there, doubles that do not round, as reproducible training
+    adds them up), hierarchical (the arena's counterpart between hosts), private (in ordinary memory, by whatever mpipar
+    chooses), ring, native (mpipar through MPI's), mpi, gloo.
     """
+
+    num_doubles = 1
 
     question = "allreduce"
     osu_name = "Allreduce"
@@ -31,6 +34,7 @@ class AllReduce(Sweep):
         x, on_one_host = case.private(), case.mesh.num_hosts == 1
         return {
             "arena": _in_arena(case, "auto", "in the arena") if on_one_host else "there are several hosts",
+            "exact": _exact(case),
             "hierarchical": (
                 "there is one host"
                 if on_one_host
@@ -84,6 +88,19 @@ def _ours(case: Case, x: Tensor, algorithm: Algorithm, where: str) -> Contestant
 
 def _in_arena(case: Case, algorithm: Algorithm, where: str) -> Contestant | str:
     return case.shared if isinstance(case.shared, str) else _ours(case, case.shared[0], algorithm, where)
+
+
+def _exact(case: Case) -> Contestant | str:
+    if isinstance(case.shared, str):
+        return case.shared
+    into, x = case.shared[0], case.doubles[0]
+    return Contestant(
+        title="mpipar, exactly",
+        source=x,
+        result=into,
+        calls={"all_reduce_into": lambda: case.world.start_all_reduce_into(into, x).wait()},
+        ours=True,
+    )
 
 
 def _mpi(case: Case, x: Tensor) -> Contestant | str:

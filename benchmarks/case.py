@@ -46,23 +46,28 @@ class Case:
         elements: Of an array: a multiple of the number of ranks.
         dtype: Of the elements.
         num_arrays: How many of them the operation needs.
+        num_doubles: How many arrays of as many float64 elements it needs beside.
 
     Attributes:
         shared: [num_arrays][elements] in memory that all ranks see, or why there is none.
+        doubles: [num_doubles][elements] float64 there.
     """
 
     shared: list[Tensor] | str
 
-    def __init__(self, mesh: Mesh, elements: int, dtype: torch.dtype, num_arrays: int):
+    def __init__(self, mesh: Mesh, elements: int, dtype: torch.dtype, num_arrays: int, num_doubles: int = 0):
         self.mesh = mesh
         self.world = mesh.world
         self.elements = elements
         self.dtype = dtype
-        self._arena = self.world.open_arena(arena_bytes([self.num_bytes] * num_arrays))
+        sizes = [self.num_bytes] * num_arrays + [8 * elements] * num_doubles
+        self.doubles: list[Tensor] = []
+        self._arena = self.world.open_arena(arena_bytes(sizes))
         if isinstance(self._arena, str):
             self.shared = self._arena
         else:
             self.shared = [self._arena.allocate(elements, dtype, _CPU) for _ in range(num_arrays)]
+            self.doubles = [self._arena.allocate(elements, torch.float64, _CPU) for _ in range(num_doubles)]
 
     @property
     def num_bytes(self) -> int:

@@ -68,6 +68,19 @@ def copying(memory: Sequence[Sequence[Bytes]], copies: Sequence[Copy]) -> Callab
     return run
 
 
+def together(world: Communicator, copy: Callable[[], None]) -> Callable[[], None]:
+    """The copies of all ranks, until the last one is done.
+
+    Where ranks share a core one begins when another has ended. By its own clock each is as fast as if it were alone.
+    """
+
+    def run() -> None:
+        copy()
+        world.barrier()
+
+    return run
+
+
 def _block(memory: Sequence[Sequence[Bytes]], place: Place, start: int, num_bytes: int) -> Bytes:
     stop = min(start + _BLOCK_BYTES, num_bytes)
     return memory[place.array][place.rank][place.start + start : place.start + stop]

@@ -1,8 +1,8 @@
 """Question: what does data parallelism cost a training step, here and in torch DDP over gloo?
 
-The same model takes the same step (forward, backward, AdamW) on the same microbatch in four ways, in turn: alone,
-with no communication; as a replica of ours, its gradients in memory that the ranks of a host share, and in ordinary
-memory; as a replica of DDP's.
+The same model takes the same step (forward, backward, AdamW) on the same microbatches in five ways, in turn: alone,
+with no communication; as a replica of ours, its gradients in memory that the ranks of a host share, in ordinary
+memory, and summed without rounding; as a replica of DDP's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -24,13 +25,14 @@ from benchmarks.measure import Seconds, ratio, take_turns
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig, Transformer, initialise
-from mpipar.parallel import DataParallel
+from mpipar.parallel import DataParallel, Grids
 from mpipar.train.memory import keep_freed_memory
 
 _TITLES = {
     "alone": "no communication",
     "arena": "mpipar, shared memory",
     "private": "mpipar, ordinary memory",
+    "exact": "mpipar, reproducible",
     "ddp": "torch DDP, gloo",
 }
 
@@ -48,7 +50,9 @@ class Step:
     vocab_size: int = 4096
     """Token ids."""
     batch: int = 4
-    """Sequences in a step of one rank."""
+    """Sequences in a microbatch."""
+    microbatches: int = 1
+    """Of a rank in a step."""
     seq_len: int = 256
     """Tokens in a sequence."""
     bf16: bool = False
@@ -80,6 +84,7 @@ class Step:
             "alone": self._alone(copy.deepcopy(model), tokens),
             "arena": self._ours(copy.deepcopy(model), tokens, world, share=True),
             "private": self._ours(copy.deepcopy(model), tokens, world, share=False),
+            "exact": self._ours(copy.deepcopy(model), tokens, world, share=True, exactly=True),
             "ddp": self._ddp(copy.deepcopy(model), tokens),
         }
         times = take_turns(world, steps, rounds=self.rounds, warmup=self.warmup)
@@ -92,12 +97,12 @@ class Step:
             print(_as_json(model, times, environment), flush=True)
 
     def _table(self, model: Transformer, times: Mapping[str, Seconds], num_ranks: int) -> str:
-        num_tokens = self.batch * self.seq_len * num_ranks
+        num_tokens = self.microbatches * self.batch * self.seq_len * num_ranks
         precision = "bf16" if self.bf16 else "fp32"
         lines = [
             f"# {self.layers} layers, dim {self.dim}, {self.heads} heads, vocabulary {self.vocab_size:,}: "
             f"{model.num_parameters() / 1e6:.1f} M parameters",
-            f"# {self.batch} x {self.seq_len} tokens a rank, {precision}",
+            f"# {self.microbatches} x {self.batch} x {self.seq_len} tokens a rank, {precision}",
             f"# {'step':<24} {'time (ms)':>10} {'tokens/s':>9} {'time / alone':>24} {'time / DDP':>24}",
         ]
         for name, title in _TITLES.items():
@@ -108,7 +113,7 @@ class Step:
         return "\n".join(lines)
 
     def _config(self) -> ModelConfig:
-        least = {"rounds": 1, "warmup": 0, "batch": 1, "seq_len": 1, "vocab_size": 2}
+        least = {"rounds": 1, "warmup": 0, "batch": 1, "microbatches": 1, "seq_len": 1, "vocab_size": 2}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {value}")
@@ -123,21 +128,30 @@ class Step:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step() -> None:
-            self._loss(model, tokens).backward()
+            for _ in range(self.microbatches):
+                self._loss(model, tokens).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return step
 
-    def _ours(self, model: Transformer, tokens: Tensor, world: Communicator, *, share: bool) -> Callable[[], None]:
-        replicas = DataParallel(model, world, bucket_bytes=int(self.bucket_mib * 2**20), share=share)
+    def _ours(
+        self, model: Transformer, tokens: Tensor, world: Communicator, *, share: bool, exactly: bool = False
+    ) -> Callable[[], None]:
+        grids = Grids(self.microbatches * world.size) if exactly else None
+        replicas = DataParallel(model, world, bucket_bytes=int(self.bucket_mib * 2**20), share=share, grids=grids)
+        if exactly:
+            model.as_head = replicas.separate_use("embedding.weight")
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step() -> None:
-            loss = self._loss(model, tokens)
-            with replicas.final_backward():
-                loss.backward()
+            for i in range(self.microbatches):
+                loss = self._loss(model, tokens)
+                with replicas.final_backward() if i == self.microbatches - 1 else nullcontext():
+                    loss.backward()
             replicas.reduce(np.zeros(0))
+            if grids is not None:
+                grids.move_on(replicas.largest)
             replicas.scale_gradients(1 / world.size)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -150,7 +164,9 @@ class Step:
         optimizer = torch.optim.AdamW(replica.parameters(), fused=True)
 
         def step() -> None:
-            self._loss(replica, tokens).backward()
+            for i in range(self.microbatches):
+                with nullcontext() if i == self.microbatches - 1 else replica.no_sync():
+                    self._loss(replica, tokens).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -7,6 +7,7 @@ within a measurement, all contestants equally often. Arrays are zero, so that no
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from benchmarks.case import Case, Contestant
 from benchmarks.formats import LIMIT, Report, Row, as_json, nccl, osu
 from benchmarks.gloo import start_gloo, stop_gloo
-from benchmarks.limits import Copy, copying, link_speed
+from benchmarks.limits import Copy, copying, link_speed, together
 from benchmarks.machine import begin, comments
 from benchmarks.measure import Seconds, ratio, repetitions, take_turns
 from benchmarks.options import SizeOptions, present
@@ -62,6 +63,7 @@ class Sweep(SizeOptions, ABC):
     osu_name: ClassVar[str] = ""  # of the operation, among the OSU benchmarks
     redop: ClassVar[str]  # the reduction, or "none"
     num_arrays: ClassVar[int] = 1  # of the array's size, that a rank needs
+    num_doubles: ClassVar[int] = 0  # and of float64 arrays of as many elements
 
     @abstractmethod
     def contestants(self, case: Case) -> Mapping[str, Contestant | str]:
@@ -143,7 +145,7 @@ class Sweep(SizeOptions, ABC):
 
     def _entrants(self, mesh: Mesh, elements: int) -> tuple[dict[str, Contestant], list[str]]:
         """(who takes part, why others do not), found out with a small case."""
-        case = Case(mesh, elements, self._dtype, self.num_arrays)
+        case = Case(mesh, elements, self._dtype, self.num_arrays, self.num_doubles)
         found = self.contestants(case)
         with agreement(mesh.world):
             entrants, notes = self.choose(found)
@@ -152,14 +154,15 @@ class Sweep(SizeOptions, ABC):
 
     def _measure(self, mesh: Mesh, elements: int, names: Sequence[str], link: Link | None) -> list[Row]:
         """The rows of one size."""
-        case = Case(mesh, elements, self._dtype, self.num_arrays)
+        case = Case(mesh, elements, self._dtype, self.num_arrays, self.num_doubles)
         entrants = present(self.contestants(case), names)
         wrong = self._count_wrong(case, entrants)
         runs = {f"{name} {call}": run for name, entrant in entrants.items() for call, run in entrant.calls.items()}
         repeat = repetitions(mesh.world, runs) if case.num_bytes < _WRITTEN_BYTES else 1
         memory = case.everybodys() if mesh.num_hosts == 1 else None
         if memory is not None:
-            runs[LIMIT] = copying(memory, self.copies(mesh.world.size, mesh.world.rank, case.num_bytes))
+            copy = copying(memory, self.copies(mesh.world.size, mesh.world.rank, case.num_bytes))
+            runs[LIMIT] = together(mesh.world, copy) if mesh.host.size > (os.cpu_count() or 1) else copy
         written = {f"{name} {call}": [entrant.source] for name, entrant in entrants.items() for call in entrant.calls}
         written[LIMIT] = [] if isinstance(case.shared, str) else case.shared
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from mpipar.checkpoint.digest import digest
 from mpipar.checkpoint.folder import Checkpoint, discard_after, latest, load, save
 from mpipar.checkpoint.state import capture, restore
 
-__all__ = ["Checkpoint", "capture", "discard_after", "latest", "load", "restore", "save"]
+__all__ = ["Checkpoint", "capture", "digest", "discard_after", "latest", "load", "restore", "save"]

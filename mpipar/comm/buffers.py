@@ -109,6 +109,15 @@ class Buffer:
         """Multiplies elements [start, stop)."""
         self.values[start:stop] *= factor
 
+    def convert(self, other: Buffer) -> None:
+        """All elements become those of `other`, which are of another dtype."""
+        mine, theirs = (
+            buffer.values if isinstance(buffer.values, torch.Tensor) else torch.from_numpy(buffer.values)
+            for buffer in (self, other)
+        )
+        mine.copy_(theirs)
+        self.commit()
+
     def commit(self) -> None:
         """Writes the result back where the array could not be viewed in place."""
         if not self._staged:

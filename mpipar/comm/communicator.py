@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -122,6 +124,29 @@ class Communicator:
             operation = self._prepare_all_reduce(Buffer(x), op, algorithm)
             self._prepared.keep(key, x, operation)
         return self._start(operation)
+
+    def start_all_reduce_into(self, into: Tensor, x: Tensor) -> Work:
+        """Starts: `into` becomes the sum of x over all ranks, converted once, at the end. x is undefined then.
+
+        Args:
+            into: Of the size of x, and of another dtype; where one of both lies in an arena, so does the other.
+            x: float32 or float64, the same size and dtype on all ranks.
+        """
+        key = id(x), "sum", f"into {id(into)}"
+        operation = self._prepared.find(key, x)
+        if operation is None:
+            operation = self._prepare_all_reduce_into(Buffer(into), Buffer(x))
+            self._prepared.keep(key, x, replace(operation, keeps=into))
+        return self._start(operation)
+
+    def _prepare_all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
+        column, place = self._locate(x)
+        targets, target_place = self._locate(into)
+        host = self._only_host if self._wants in ("auto", "shared") else None
+        if host is not None and column is not None and targets is not None:
+            call = Call("all_reduce(sum)", x.dtype, x.size, checksum([place, target_place]))
+            return Operation(call, begin=shared.all_reduce_into(host, column, targets, call))
+        return self._prepare_all_reduce(x, "sum", "auto").followed_by(partial(into.convert, x))
 
     def _prepare_all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
         x.require(op)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,26 @@ class Operation:
         call: What was called.
         begin: The algorithm, if it sends no messages.
         send: The algorithm, given the wire of the collective, if it does.
+        keeps: What lives as long as this does.
     """
 
     call: Call
     begin: Callable[[], Algorithm] | None = None
     send: Callable[[Wire], Algorithm] | None = None
+    keeps: object = None
+
+    def followed_by(self, last: Callable[[], None]) -> Operation:
+        """The same, with something to do on this rank when the algorithm is through."""
+        begin, send = self.begin, self.send
+        if begin is not None:
+            return replace(self, begin=lambda: _then(begin(), last))
+        assert send is not None
+        return replace(self, send=lambda wire: _then(send(wire), last))
+
+
+def _then(algorithm: Algorithm, last: Callable[[], None]) -> Algorithm:
+    yield from algorithm
+    last()
 
 
 Key = tuple[int, str, str]

@@ -30,7 +30,7 @@ from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
 from mpipar.comm.p2p import chunk_bounds, segments
 from mpipar.comm.progress import Algorithm
-from mpipar.comm.sums import Step, plan_copy, plan_sum, run
+from mpipar.comm.sums import Step, plan_copy, plan_sum, plan_sum_into, run
 
 # Up to here more than two ranks take less time for adding up all slots than for meeting once more; and up to there it
 # pays to bring an array of the arena to the slots for it.
@@ -45,6 +45,14 @@ def all_reduce(host: Host, column: Sequence[Buffer], op: Op, call: Call) -> Begi
     mine, others = column[host.rank], _others(host, column)
     a, b = chunk_bounds(mine.size, host.size)[host.rank : host.rank + 2]
     steps = plan_sum((mine, a), [(buffer, a) for buffer in (mine, *others)], b - a, op, host.size, into=others)
+    return lambda: _between_meetings(host, call, steps)
+
+
+def all_reduce_into(host: Host, column: Sequence[Buffer], targets: Sequence[Buffer], call: Call) -> Begin:
+    """Every segment's target becomes the sum of x over all, in the target's dtype; x stays as it was."""
+    a, b = chunk_bounds(column[0].size, host.size)[host.rank : host.rank + 2]
+    mine, others = column[host.rank], _others(host, column)
+    steps = plan_sum_into([targets[host.rank], *_others(host, targets)], [mine, *others], a, b)
     return lambda: _between_meetings(host, call, steps)
 
 

@@ -72,6 +72,35 @@ def plan_sum(
     return steps
 
 
+def plan_sum_into(targets: Sequence[Buffer], sources: Sequence[Buffer], start: int, stop: int) -> list[Step]:
+    """Elements [start, stop) of all targets become the sum of the sources' there, converted to the targets' dtype.
+
+    Args:
+        targets: Of one dtype.
+        sources: Of one dtype, one that numpy adds; they stay as they are.
+        start: First element.
+        stop: Behind the last element.
+    """
+    like = sources[0]
+    elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize
+    sum_of_run = np.empty(min(stop - start, elements), like.values.dtype)
+    steps: list[Step] = []
+    for a, b in segments(start, stop, elements):
+        total = sum_of_run[: b - a]
+        steps += _plan_run(total, [source.values[a:b] for source in sources], "sum", 1, None)
+        first, *others = (target.values[a:b] for target in targets)
+        steps.append(_plan_conversion(first, total))
+        steps += [plan_copy(other, first) for other in others]
+    return steps
+
+
+def _plan_conversion(target: Any, source: Any) -> Step:
+    """target[:] = source, of another dtype, and perhaps of another library."""
+    if isinstance(target, torch.Tensor):
+        return partial(target.copy_, torch.from_numpy(source))
+    return partial(_QUIET.run, np.copyto, target, source, "same_kind")
+
+
 def _plan_run(out: Any, sources: Sequence[Any], op: Op, count: int, wide: torch.Tensor | None) -> list[Step]:
     total = out if wide is None else wide[: len(out)]
     first, *others = sources

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mpipar.model.config import ModelConfig
+from mpipar.model.dropout import begin_microbatch
 from mpipar.model.generate import generate
 from mpipar.model.init import initialise
 from mpipar.model.transformer import Transformer
 
-__all__ = ["ModelConfig", "Transformer", "generate", "initialise"]
+__all__ = ["ModelConfig", "Transformer", "begin_microbatch", "generate", "initialise"]

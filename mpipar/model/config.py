@@ -42,6 +42,9 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     """Base of the wavelengths of rotary positions; without effect on gpt2."""
 
+    dropout: float = 0.0
+    """Probability with which an element is set to zero on its way into the residual stream, in training."""
+
     norm_eps: float = 1e-5
     """Added to the variance in normalisations."""
 
@@ -56,6 +59,8 @@ class ModelConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{_flag(name)} {value} must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--model.dropout {self.dropout} must be in [0, 1)")
         if self.dim % self.heads:
             raise ConfigError(f"--model.dim {self.dim} is not a multiple of --model.heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:

@@ -7,6 +7,8 @@ Shapes: B batch, T tokens, C model dim, F width of the feed-forward network, V v
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mpipar.errors import ConfigError
 from mpipar.model.attention import Attention, Rotation, rotary_table
 from mpipar.model.config import ModelConfig
+from mpipar.model.dropout import Dropout
 from mpipar.model.families import FAMILIES
 
 
@@ -34,9 +37,12 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.checkpoint_activations = checkpoint_activations
+        # What the weight of a tied embedding passes through to be the head's.
+        self.as_head: Callable[[Tensor], Tensor] = lambda weight: weight
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.positions = None if family.rotary else nn.Embedding(config.max_seq_len, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.dropout = Dropout(config.dropout)
         self.norm = family.norm(config.dim, eps=config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.dim, vocab_size, bias=False)
 
@@ -53,15 +59,16 @@ class Transformer(nn.Module):
             rotation = rotary_table(num_tokens, self.config.head_dim, self.config.rope_theta, like=x)
         else:
             x = x + self.positions.weight[:num_tokens]
+        x = self.dropout(x)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                # Nothing in a layer draws random numbers, so no generator's state has to be kept. The non-reentrant
-                # kind lets the hooks that announce gradients fire once for each parameter.
+                # Dropout comes to the same mask again by itself, so no generator's state has to be kept. The
+                # non-reentrant kind lets the hooks that announce gradients fire once for each parameter.
                 x = checkpoint(layer, x, rotation, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, rotation)
-        head = self.embedding if self.head is None else self.head
-        return F.linear(self.norm(x), head.weight)
+        weight = self.as_head(self.embedding.weight) if self.head is None else self.head.weight
+        return F.linear(self.norm(x), weight)
 
     def loss(self, tokens: Tensor) -> tuple[Tensor, int]:
         """The cross-entropy of predicting each token of [B, T + 1] from those before it.
@@ -91,7 +98,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward network, each on the norm of the residual stream, to which it adds."""
+    """Attention and feed-forward network, each on the norm of the residual stream, to which it adds (after dropout)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -100,10 +107,12 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.feed_forward_norm = norm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
+        self.attention_dropout = Dropout(config.dropout)
+        self.feed_forward_dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation)
-        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), rotation))
+        out: Tensor = x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
 

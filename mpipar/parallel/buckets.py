@@ -4,7 +4,7 @@ Parameters are laid out one after the other in a few large buckets, in the order
 finish with them: the reverse of their order in the model. While a bucket is reduced, backward works on the next.
 
 `parameter.grad` is a view into its bucket. Autograd adds to a gradient that is there in place, and where there is none
-(`zero_grad(set_to_none=True)`) it brings a tensor of its own, which `adopt` copies in.
+(`zero_grad(set_to_none=True)`) it brings a tensor of its own, which `take` copies in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mpipar.comm import Communicator, Work
 from mpipar.errors import MessageError
 
 Allocate = Callable[[int, torch.dtype, torch.device], Tensor]
@@ -29,34 +30,53 @@ class Slot:
     parameter: nn.Parameter
     view: Tensor  # of the parameter's shape, into the bucket
 
-    def adopt(self) -> None:
-        """Moves a gradient that autograd has made into the bucket."""
+    def take_gradient(self) -> Tensor | None:
+        """What autograd has made for the parameter, which then has none any more."""
         gradient = self.parameter.grad
-        if gradient is None or gradient is self.view:
-            return
-        if gradient.layout != torch.strided:
+        if gradient is not None and gradient.layout != torch.strided:
             raise MessageError(f"the gradient of {self.name} is {gradient.layout}: sparse gradients cannot be reduced")
-        self.view.copy_(gradient)
-        self.parameter.grad = self.view
+        self.parameter.grad = None
+        return gradient
 
     def settle(self, exists: bool) -> None:
         """After the reduction: the gradient is the bucket's content, or none where no rank had one."""
         self.parameter.grad = self.view if exists else None
 
 
-@dataclass(slots=True)
 class Bucket:
-    """A run of gradients that is reduced as one array."""
+    """A run of gradients that is reduced as one array.
 
-    flat: Tensor  # [elements]
-    slots: list[Slot]
+    Args:
+        flat: [elements], its memory.
+        slots: The gradients in it, in their order.
+    """
+
+    def __init__(self, flat: Tensor, slots: list[Slot]):
+        self.flat = flat
+        self.slots = slots
+
+    def take(self, slot: Slot) -> None:
+        """Moves a gradient that autograd has made into the bucket."""
+        if slot.parameter.grad is not slot.view:
+            gradient = slot.take_gradient()
+            if gradient is not None:
+                slot.view.copy_(gradient)
+                slot.parameter.grad = slot.view
+
+    def has(self, slot: Slot) -> bool:
+        """Whether there is a gradient for the parameter on this rank."""
+        return slot.parameter.grad is not None
 
     def clear_unused(self) -> None:
         """Zeroes what a step before has left in the slots of parameters that got no gradient in this one."""
         for slot in self.slots:
-            slot.adopt()
-            if slot.parameter.grad is None:
+            self.take(slot)
+            if not self.has(slot):
                 slot.view.zero_()
+
+    def start(self, comm: Communicator) -> Work:
+        """Starts the reduction, of the sum over the ranks of `comm`."""
+        return comm.start_all_reduce(self.flat)
 
 
 Members = list[tuple[str, nn.Parameter]]
@@ -89,10 +109,15 @@ def num_bytes(members: Members) -> int:
     return sum(parameter.numel() * parameter.element_size() for _, parameter in members)
 
 
+def num_elements(members: Members) -> int:
+    """The number of gradients in a bucket."""
+    return sum(parameter.numel() for _, parameter in members)
+
+
 def build_bucket(members: Members, allocate: Allocate) -> Bucket:
     """Lays out the gradients of a bucket's parameters in memory that `allocate` gives."""
     first = members[0][1]
-    flat = allocate(sum(p.numel() for _, p in members), first.dtype, first.device)
+    flat = allocate(num_elements(members), first.dtype, first.device)
     slots = []
     offset = 0
     for name, parameter in members:

@@ -27,9 +27,22 @@ from torch import Tensor, nn
 
 from mpipar.comm import Communicator, Work
 from mpipar.comm.arena import Arena, arena_bytes
-from mpipar.parallel.buckets import Allocate, Members, Slot, build_bucket, num_bytes, plan_buckets, zeros
+from mpipar.parallel.buckets import (
+    Allocate,
+    Bucket,
+    Members,
+    Slot,
+    build_bucket,
+    num_bytes,
+    num_elements,
+    plan_buckets,
+    zeros,
+)
+from mpipar.parallel.exact import ExactBucket, Grids, build_exact_bucket, separate_use
 
 Scalars = npt.NDArray[np.float64]
+
+_NORM_BLOCK = 1 << 18  # elements
 
 
 class DataParallel:
@@ -54,20 +67,33 @@ class DataParallel:
         bucket_bytes: Size at which a bucket is closed. Small ones start earlier, large ones are reduced faster.
         share: Lay the buckets in memory that the ranks of the host share, if a host has more than one. A reduction is
             then done in place.
+        grids: To sum without rounding, on these grids; None to add as floats are added, in some order.
 
     Attributes:
         buckets: The gradients.
+        largest: Of the step that was reduced last, with `grids`: the largest contribution to each tensor on any rank.
         unshared: Why the buckets are private memory; None if they are shared.
     """
 
-    def __init__(self, model: nn.Module, comm: Communicator, *, bucket_bytes: int = 16 << 20, share: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        comm: Communicator,
+        *,
+        bucket_bytes: int = 16 << 20,
+        share: bool = True,
+        grids: Grids | None = None,
+    ):
         self.model = model
         self.comm = comm
+        self.grids = grids
+        self.largest: dict[str, float] = {}
         plan = plan_buckets(model, bucket_bytes)
         self._arena: Arena | None = None
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
-        self.buckets = [build_bucket(members, allocate) for members in plan]
+        self.buckets = [self._build(members, allocate) for members in plan]
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
+        self._norm_blocks = [block for slot in self._slots for block in slot.view.view(-1).split(_NORM_BLOCK)]
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order
         self._missing = self._all_missing()
         self._final = False
@@ -99,9 +125,11 @@ class DataParallel:
         for bucket in self.buckets[len(self._works) :]:
             bucket.clear_unused()
         # Which gradients exist is itself a sum over ranks, and rides with the scalars.
-        exists = np.array([slot.parameter.grad is not None for slot in self._slots], np.float64)
+        exists = np.array([bucket.has(slot) for bucket in self.buckets for slot in bucket.slots], np.float64)
         self._start(up_to=len(self.buckets))
         totals = self.comm.all_reduce(np.concatenate([scalars, exists]))
+        if self.grids is not None:
+            self.largest = self._largest_anywhere()
         for work in self._works:
             work.wait()
         for slot, count in zip(self._slots, totals[len(scalars) :], strict=True):
@@ -113,13 +141,19 @@ class DataParallel:
     def gradient_norm(self) -> float:
         """Collective, after `reduce`: the L2 norm over all gradients, the same bits on every rank.
 
-        Each rank takes the norm of its chunk of every bucket: 1/n of the work, and no rank can come to another
-        result because its processor, or its number of threads, adds in another order.
+        Each rank takes the norms of some blocks: 1/n of the work. Blocks are runs of one tensor, and their squares are
+        added without rounding, so the number of ranks does not enter either.
         """
-        chunks = [bucket.flat[self.comm.chunk(bucket.flat.numel())] for bucket in self.buckets]
-        norms = [torch.linalg.vector_norm(chunk).item() for chunk in chunks]
-        squares = self.comm.all_reduce(np.array([sum(norm * norm for norm in norms)]))
-        return math.sqrt(squares[0])
+        mine = self.comm.chunk(len(self._norm_blocks))
+        squares = np.zeros(len(self._norm_blocks))
+        squares[mine] = [torch.linalg.vector_norm(block).item() ** 2 for block in self._norm_blocks[mine]]
+        return math.sqrt(math.fsum(self.comm.all_reduce(squares)))
+
+    def separate_use(self, name: str) -> Callable[[Tensor], Tensor]:
+        """What to pass the weight `name` through for a use beside its first one, with `grids`: see `exact`."""
+        place = next(bucket for bucket in self.buckets for slot in bucket.slots if slot.name == name)
+        assert isinstance(place, ExactBucket)
+        return lambda weight: separate_use(weight, lambda gradient: place.add(name, gradient))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients, after `reduce`."""
@@ -141,7 +175,7 @@ class DataParallel:
                     f"the gradient of {slot.name} changed while it was being reduced: run one backward inside "
                     "final_backward(), the last of the step, and call reduce() before the next"
                 )
-            slot.adopt()
+            self.buckets[index].take(slot)
             if not self._final:
                 return
             self._missing[index].discard(slot.name)
@@ -161,17 +195,34 @@ class DataParallel:
 
     def _start(self, up_to: int) -> None:
         for bucket in self.buckets[len(self._works) : up_to]:
-            self._works.append(self.comm.start_all_reduce(bucket.flat))
+            self._works.append(bucket.start(self.comm))
 
     def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
         """Collective: what gives the memory of the buckets, and why it is not shared."""
         if any(parameter.device.type != "cpu" for members in plan for _, parameter in members):
             return zeros, "gradients are on a device"
-        arena = self.comm.open_arena(arena_bytes([num_bytes(members) for members in plan]))
+        sizes = [num_bytes(members) for members in plan]
+        if self.grids is not None:
+            sizes += [8 * num_elements(members) for members in plan]
+        arena = self.comm.open_arena(arena_bytes(sizes))
         if isinstance(arena, str):
             return zeros, arena
         self._arena = arena
         return arena.allocate, None
+
+    def _build(self, members: Members, allocate: Allocate) -> Bucket:
+        if self.grids is None:
+            return build_bucket(members, allocate)
+        return build_exact_bucket(members, allocate, self.grids)
+
+    def _largest_anywhere(self) -> dict[str, float]:
+        """Collective: the largest contribution of any rank to each tensor; the next step begins with none."""
+        exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]
+        mine = [bucket.largest.get(slot.name, 0.0) for bucket in exact for slot in bucket.slots]
+        largest = self.comm.all_reduce(np.array(mine), "max")
+        for bucket in exact:
+            bucket.largest.clear()
+        return dict(zip((slot.name for slot in self._slots), largest.tolist(), strict=True))
 
     def _all_missing(self) -> list[set[str]]:
         """For each bucket the gradients that are not final yet: at the beginning of a step, all."""

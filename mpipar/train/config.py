@@ -88,6 +88,11 @@ class TrainConfig:
     """Largest L2 norm of the gradient; it is scaled down to this. 0 for no clipping."""
     precision: PrecisionName = "auto"
     """Of matrix products: bf16 is autocast over fp32 weights; auto takes it where all processors have it built in."""
+    reproducible: bool = True
+    """The same bits on any number of ranks: gradients are summed without rounding (docs/exact.md)."""
+    threads: int = 0
+    """Of torch, in each rank. 0 is 1 in a reproducible run, since a product cut over two threads need not have the bits
+    of one; otherwise a rank's share of the cores."""
     compile: bool = False
     """Run the model through torch.compile. Takes a minute at the start."""
     activation_checkpointing: bool = False
@@ -106,7 +111,7 @@ class TrainConfig:
         for name in ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip_norm"):
             value = getattr(self, name)
             _require(math.isfinite(value), f"{flag('train', name)} {value} must be a finite number")
-        for name in ("steps", "warmup_steps", "weight_decay", "clip_norm", "min_lr_ratio"):
+        for name in ("steps", "warmup_steps", "threads", "weight_decay", "clip_norm", "min_lr_ratio"):
             value = getattr(self, name)
             _require(value >= 0, f"{flag('train', name)} {value} must not be negative")
         for name in ("beta1", "beta2"):

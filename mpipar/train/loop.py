@@ -18,10 +18,10 @@ from mpipar.checkpoint import discard_after
 from mpipar.comm import Communicator, Grid, Mesh, agreement, decide_on_root
 from mpipar.errors import DivergedError
 from mpipar.model import Transformer, initialise
-from mpipar.train import report, resume
+from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
 from mpipar.train.memory import keep_freed_memory
-from mpipar.train.metrics import StepMetrics
+from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
 from mpipar.train.run_folder import RunFolder, writing
@@ -42,12 +42,12 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     keep_freed_memory()
     mesh = Mesh(world, Grid.of(world.size))
     comm = mesh["dp"]
-    # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
-    threads = min(world.all_gather_object(mesh.cores_per_rank()))
-    torch.set_num_threads(threads)
+    config = resolve(config, mesh)
+    torch.set_num_threads(config.train.threads)
+    if config.train.reproducible:
+        reproducible.prepare(config, world)
     with agreement(world):
         source = Source(config, comm)
-    config = resolve(config, world)
     identity = {
         "vocab_size": source.shards.vocab_size,
         "tokenizer": source.shards.tokenizer_id,
@@ -60,7 +60,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     step = TrainStep(model, config, comm)
     done = resume.load(path, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, step, threads=threads, origin=said):
+    for line in report.header(config, mesh, source, step, origin=said):
         terminal.say(line)
     try:
         Run(config, comm, folder, source, step, terminal, identity).finish(done, stop)
@@ -78,12 +78,16 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     return model
 
 
-def resolve(config: Config, world: Communicator) -> Config:
+def resolve(config: Config, mesh: Mesh) -> Config:
     """The settings with nothing left to a rule or to the machine. Collective, since ranks must round alike."""
     train = config.train
     if train.precision == "auto":
-        everywhere = all(world.all_gather_object(bf16_is_fast()))
+        everywhere = all(mesh.world.all_gather_object(bf16_is_fast()))
         train = replace(train, precision="bf16" if everywhere else "fp32")
+    if train.threads == 0:
+        # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
+        cores = min(mesh.world.all_gather_object(mesh.cores_per_rank()))
+        train = replace(train, threads=1 if train.reproducible else cores)
     return replace(config, model=config.model.resolved(), train=train)
 
 
@@ -155,9 +159,10 @@ class Run:
     def _evaluate(self, done: int) -> float:
         """Collective: the mean loss over the validation sequences, in nats a token."""
         with agreement(self._comm):
-            mine = self._step.evaluate(self._source.validation())
-        loss_sum, num_tokens = self._comm.all_reduce(np.array(mine, np.float64))
-        val_loss = float(loss_sum / num_tokens)
+            mine = Totals(np.zeros(self._source.num_validation))
+            self._step.evaluate(self._source.validation(), mine)
+        totals = Totals.unpack(self._comm.all_reduce(mine.pack()))
+        val_loss = totals.loss_sum / totals.num_tokens
         self._terminal.evaluation(done, val_loss, self._source.shards.unigram_entropy)
         return val_loss
 
@@ -183,4 +188,5 @@ class Run:
         if config.run.sample_tokens:
             for line in report.sample(self._step.model, self._source, config):
                 self._terminal.say(line)
+        self._terminal.say(f"digest: {self._step.digest()}")
         self._terminal.say(f"done: {done} steps, val_loss {val_loss:.4f}, {self._folder.path}")

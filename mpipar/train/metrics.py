@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,21 +42,37 @@ class StepMetrics:
 
 @dataclass(slots=True)
 class Totals:
-    """What the ranks add up in a step besides gradients."""
+    """What the ranks add up in a step besides gradients.
 
-    loss_sum: float = 0.0
+    Each microbatch's loss has a place of its own, in which all ranks but one have zero, so that nothing rounds between
+    ranks; their sum over the step is then the same for any number of them.
+    """
+
+    losses: npt.NDArray[np.float64]  # [M], sums over the tokens of a microbatch
     num_tokens: int = 0
     stop: bool = False  # some rank was asked to stop
     failed: bool = False  # some rank could not read its data
     memory_bytes: int = 0
 
+    @property
+    def loss_sum(self) -> float:
+        """Over the step."""
+        return exact_sum(self.losses)
+
     def pack(self) -> npt.NDArray[np.float64]:
-        """[5]; doubles hold these counts exactly."""
-        return np.array([self.loss_sum, self.num_tokens, self.stop, self.failed, self.memory_bytes], np.float64)
+        """[M + 4]; doubles hold these counts exactly."""
+        counts = [self.num_tokens, self.stop, self.failed, self.memory_bytes]
+        return np.concatenate([self.losses, np.array(counts, np.float64)])
 
     @classmethod
     def unpack(cls, sums: npt.NDArray[np.float64]) -> Totals:
-        return cls(float(sums[0]), int(sums[1]), sums[2] > 0, sums[3] > 0, int(sums[4]))
+        num_tokens, stop, failed, memory_bytes = sums[-4:]
+        return cls(sums[:-4], int(num_tokens), stop > 0, failed > 0, int(memory_bytes))
+
+
+def exact_sum(values: npt.NDArray[np.float64]) -> float:
+    """Rounded once, at the end; NaN where infinities cancel."""
+    return math.fsum(values) if np.isfinite(values).all() else float(values.sum())
 
 
 @dataclass(slots=True)

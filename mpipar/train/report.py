@@ -12,7 +12,7 @@ from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
 
 
-def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threads: int, origin: str) -> list[str]:
+def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origin: str) -> list[str]:
     """Lines that say what is about to run, on what."""
     train, shards = config.train, source.shards
     model, unshared = step.model, step.replicas.unshared
@@ -20,8 +20,8 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threa
     most = -(-train.num_microbatches // ranks)
     lines = [
         ("mpipar", f"{mpipar.__version__}, {mpi_version()}, torch {torch.__version__}"),
-        ("ranks", f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}, {_count(threads, 'thread')} each"),
-        ("reduce", _where_reduced(mesh.num_hosts, unshared)),
+        ("ranks", f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}, {_count(train.threads, 'thread')} each"),
+        ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
         (
             "data",
             f"{config.data.dir}: {shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}, "
@@ -45,14 +45,25 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, threa
         lines.append(
             ("note", f"{_count(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
+    cores = mesh.cores_per_rank()
+    if train.reproducible and train.threads < cores:
+        lines.append(
+            (
+                "note",
+                f"{_count(cores, 'core')} a rank, of which torch uses {train.threads}: start more ranks, or give "
+                f"--train.threads {cores}, which has other bits",
+            )
+        )
     return [f"{name:<7} {text}" for name, text in lines]
 
 
-def _where_reduced(num_hosts: int, unshared: str | None) -> str:
-    """Where gradients are added up, or why not in shared memory."""
+def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
+    """How gradients are added up and where, or why not in shared memory."""
+    how = "exactly, " if exactly else ""
     if unshared is not None:
-        return f"in memory of each rank's own: {unshared}"
-    return "in shared memory" + ("" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them")
+        return f"{how}in memory of each rank's own: {unshared}"
+    between = "" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them"
+    return f"{how}in shared memory{between}"
 
 
 def sample(model: Transformer, source: Source, config: Config) -> list[str]:
@@ -60,6 +71,7 @@ def sample(model: Transformer, source: Source, config: Config) -> list[str]:
     tokenizer = source.shards.read_tokenizer()
     generator = torch.Generator().manual_seed(config.train.seed)
     start = torch.tensor([[tokenizer.end_of_text]])
+    model.eval()
     tokens = generate(model, start, config.run.sample_tokens, temperature=0.8, top_k=50, generator=generator)
     text = tokenizer.decode(tokens[0, 1:].tolist())
     return ["sample", *(f"  | {line}" for line in text.splitlines())]

@@ -14,6 +14,7 @@ from mpipar.checkpoint import Checkpoint
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
 from mpipar.storage import remove_partials
+from mpipar.train import reproducible
 from mpipar.train.config import Config, flag, to_table, to_toml
 from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.step import TrainStep
@@ -72,6 +73,8 @@ def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
         checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
     step.tokens_seen = attributes["tokens_seen"]
     step.skipped_in_a_row = attributes["skipped_in_a_row"]
+    if step.grids is not None:
+        step.grids.tops = dict(attributes["grid_tops"])
     return int(done)
 
 
@@ -80,6 +83,7 @@ def save(folder: RunFolder, done: int, step: TrainStep, config: Config, identity
     attributes = {
         "tokens_seen": step.tokens_seen,
         "skipped_in_a_row": step.skipped_in_a_row,
+        "grid_tops": {} if step.grids is None else step.grids.tops,
         "config": to_table(config),
         **identity,
     }
@@ -108,6 +112,8 @@ def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint)
     """Raises CheckpointError if the run would not be the one that the checkpoint is of."""
     then, now = found.attributes["config"], to_table(config)
     compared = [("model", key) for key in sorted(then["model"].keys() | now["model"].keys())] + list(_MUST_MATCH)
+    if config.train.reproducible:
+        compared += reproducible.MUST_MATCH
     values = [(flag(*key), then[key[0]].get(key[1]), now[key[0]].get(key[1])) for key in compared]
     values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
     differences = [(name, was, is_now) for name, was, is_now in values if was != is_now]

@@ -40,13 +40,18 @@ class Source:
         self.mine = range(comm.rank, config.train.num_microbatches, comm.size)
         self._my_validation = range(comm.rank, self._validation.num_microbatches, comm.size)
 
-    def microbatches(self, step: int) -> list[Tensor]:
-        """This rank's microbatches of a step, each [B, T + 1]. Those of the next step are read in the background."""
-        return list(self._loader.microbatches(step, self.mine))
+    def microbatches(self, step: int) -> list[tuple[int, Tensor]]:
+        """This rank's microbatches of a step: their indices, and [B, T + 1] tokens. The next step's are read ahead."""
+        return list(zip(self.mine, self._loader.microbatches(step, self.mine), strict=True))
 
-    def validation(self) -> list[Tensor]:
-        """This rank's validation microbatches, the same at every evaluation."""
-        return [self._validation.microbatch(0, i) for i in self._my_validation]
+    @property
+    def num_validation(self) -> int:
+        """Microbatches in an evaluation, over all ranks."""
+        return self._validation.num_microbatches
+
+    def validation(self) -> list[tuple[int, Tensor]]:
+        """This rank's validation microbatches, with their indices; the same at every evaluation."""
+        return [(i, self._validation.microbatch(0, i)) for i in self._my_validation]
 
     def close(self) -> None:
         """Ends the background reading and closes the files."""

@@ -17,16 +17,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mpipar import checkpoint
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import DataError
-from mpipar.model import Transformer
-from mpipar.parallel import DataParallel
+from mpipar.model import Transformer, begin_microbatch
+from mpipar.parallel import DataParallel, Grids
 from mpipar.train.config import Config
 from mpipar.train.metrics import Clock, PeakMemory, StepMetrics, Totals
 from mpipar.train.optimizer import build_optimizer, learning_rate
+
+Microbatches = Sequence[tuple[int, Tensor]]
+"""Indices in the step, and tokens [B, T + 1]."""
 
 
 class TrainStep:
@@ -40,7 +45,10 @@ class TrainStep:
 
     def __init__(self, model: Transformer, config: Config, comm: Communicator):
         self.model = model
-        self.replicas = DataParallel(model, comm, bucket_bytes=int(config.comm.bucket_mib * 2**20))
+        self.grids = Grids(config.train.num_microbatches) if config.train.reproducible else None
+        self.replicas = DataParallel(model, comm, bucket_bytes=int(config.comm.bucket_mib * 2**20), grids=self.grids)
+        if self.grids is not None and model.head is None:
+            model.as_head = self.replicas.separate_use("embedding.weight")
         self.optimizer = build_optimizer(model, config.train)
         self.skipped_in_a_row = 0
         self.tokens_seen = 0
@@ -66,31 +74,20 @@ class TrainStep:
         began = time.perf_counter()
         bytes_before = self._comm.bytes_sent
         clock = Clock()
-        mine = Totals(stop=stop)
-        failure: DataError | None = None
-        with clock.part("data"):
-            try:
-                microbatches = source.microbatches(step)
-            except DataError as error:
-                # The others are about to wait for this rank's gradients. It gives none, and the flag that rides with
-                # the scalars brings everybody to the agreement below.
-                microbatches, failure, mine.failed = [], error, True
-        with clock.part("compute"):
-            self._accumulate(microbatches, mine, sample_memory=step % self._config.run.log_every == 0)
-        mine.memory_bytes = self._memory.bytes
+        while True:
+            totals = self._compute(step, source, clock, stop=stop)
+            if not self._overflowed():
+                break
         with clock.part("comm"):
-            totals = Totals.unpack(self.replicas.reduce(mine.pack()))
-            norm = self.replicas.gradient_norm() / max(1, totals.num_tokens)
-        if totals.failed:
-            with agreement(self._comm):
-                if failure is not None:
-                    raise failure
+            norm = self.replicas.gradient_norm() / totals.num_tokens
         loss = totals.loss_sum / totals.num_tokens
         lr = learning_rate(self._config.train, step)
         finite = math.isfinite(loss) and math.isfinite(norm)
         with clock.part("compute"):
             if finite:
                 self._update(norm, totals.num_tokens, lr)
+                if self.grids is not None:
+                    self.grids.move_on(self.replicas.largest)
             self.optimizer.zero_grad(set_to_none=True)
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.tokens_seen += totals.num_tokens
@@ -112,31 +109,63 @@ class TrainStep:
         )
         return metrics, totals.stop
 
-    def evaluate(self, microbatches: Sequence[Tensor]) -> tuple[float, int]:
-        """This rank's sum of losses over validation sequences, and their number of tokens.
+    def digest(self) -> str:
+        """Of all weights and optimizer state."""
+        return checkpoint.digest(checkpoint.capture(self.model, self.optimizer))
 
-        Args:
-            microbatches: Each [B, T + 1].
-        """
-        loss_sum, num_tokens = 0.0, 0
+    def evaluate(self, microbatches: Microbatches, mine: Totals) -> None:
+        """Adds to `mine` this rank's losses over validation sequences, and their number of tokens."""
+        self.model.eval()
         with torch.no_grad(), self._precision():
-            for tokens in microbatches:
+            for index, tokens in microbatches:
                 loss, count = self._loss(tokens)
-                loss_sum += loss.item()
-                num_tokens += count
-        return loss_sum, num_tokens
+                mine.losses[index] = loss.item()
+                mine.num_tokens += count
+        self.model.train()
 
-    def _accumulate(self, microbatches: Sequence[Tensor], mine: Totals, *, sample_memory: bool) -> None:
+    def _compute(self, step: int, source: MicrobatchSource, clock: Clock, *, stop: bool) -> Totals:
+        """Computes and reduces the gradients of a step. Collective; the weights stay as they are."""
+        mine = Totals(np.zeros(self._config.train.num_microbatches), stop=stop)
+        failure: DataError | None = None
+        with clock.part("data"):
+            try:
+                microbatches = source.microbatches(step)
+            except DataError as error:
+                # The others are about to wait for this rank's gradients. It gives none, and the flag that rides with
+                # the scalars brings everybody to the agreement below.
+                microbatches, failure, mine.failed = [], error, True
+        with clock.part("compute"):
+            self._accumulate(step, microbatches, mine)
+        mine.memory_bytes = self._memory.bytes
+        with clock.part("comm"):
+            totals = Totals.unpack(self.replicas.reduce(mine.pack()))
+        if totals.failed:
+            with agreement(self._comm):
+                if failure is not None:
+                    raise failure
+        return totals
+
+    def _accumulate(self, step: int, microbatches: Microbatches, mine: Totals) -> None:
         """Adds the gradients of the microbatches up, and their losses in `mine`."""
-        for i, tokens in enumerate(microbatches):
+        train = self._config.train
+        for position, (index, tokens) in enumerate(microbatches):
+            begin_microbatch(self.model, train.seed, step, index)
             with self._precision():
                 loss, count = self._loss(tokens)
-            if i == 0 and sample_memory:  # all activations are there
+            if position == 0 and step % self._config.run.log_every == 0:  # all activations are there
                 self._memory.sample()
-            with self.replicas.final_backward() if i == len(microbatches) - 1 else nullcontext():
+            with self.replicas.final_backward() if position == len(microbatches) - 1 else nullcontext():
                 loss.backward()
-            mine.loss_sum += loss.item()
+            mine.losses[index] = loss.item()
             mine.num_tokens += count
+
+    def _overflowed(self) -> bool:
+        """Whether a microbatch's gradient was too large for its grid, on any rank; then the grids are coarser now."""
+        if self.grids is None or not self.grids.overflowed(self.replicas.largest):
+            return False
+        self.grids.move_on(self.replicas.largest)
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
 
     def _update(self, norm: float, num_tokens: int, lr: float) -> None:
         """Divides the summed gradients by the token count, clips their norm, and applies them."""
@@ -154,8 +183,8 @@ class TrainStep:
 class MicrobatchSource(Protocol):
     """What a step takes its data from."""
 
-    def microbatches(self, step: int) -> list[Tensor]:
-        """This rank's microbatches of a step, each [B, T + 1]."""
+    def microbatches(self, step: int) -> Microbatches:
+        """This rank's microbatches of a step."""
         ...
 
 
