@@ -38,10 +38,17 @@ class Arena:
 
     def __init__(self, segments: list[mmap.mmap], rank: int):
         self._segments = segments
+        self._rank = rank
         self._own = np.frombuffer(segments[rank], np.uint8)
         self._address: int = self._own.ctypes.data
         self._used = 0
         self._columns: dict[tuple[int, int, str], list[Buffer]] = {}
+
+    def less(self, kept: list[int]) -> Arena:
+        """The same with some of its segments, this process's among them: `kept` are their numbers here."""
+        arena = Arena([self._segments[i] for i in kept], kept.index(self._rank))
+        arena._used = self._used
+        return arena
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[elements] zeros in this rank's segment. Ranks that make the same calls get the same offsets.

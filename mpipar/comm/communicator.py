@@ -23,12 +23,13 @@ from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
 from mpipar.comm.arena import Arena, open_arena
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call, checksum, compared, is_compared
-from mpipar.comm.host import Host, open_host
+from mpipar.comm.host import HOST_BYTES, Host, open_host
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
-from mpipar.comm.progress import Algorithm, Progress, Work
-from mpipar.comm.select import AllReduce, agreed, select, wish
+from mpipar.comm.progress import Algorithm, Progress, Vote, Work
+from mpipar.comm.roster import Roster
+from mpipar.comm.select import AllReduce, select
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -42,57 +43,67 @@ class Communicator:
         comm: An MPI communicator that is used by nobody else: a duplicate or the result of a split.
         name: The axis, as it appears in messages.
         progress: What drives the operations of all communicators of this process.
-        local: The ranks on this host, in their order here. By default those with which MPI says it shares memory.
+        roster: Who its ranks are.
 
     Attributes:
+        roster: The same.
         topology: Which of the ranks share a host.
     """
 
-    def __init__(self, comm: MPI.Comm, name: str, progress: Progress, local: MPI.Comm | None = None):
+    def __init__(self, comm: MPI.Comm, name: str, progress: Progress, roster: Roster):
         comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.name = name
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.progress = progress
+        self.roster = roster
+        self.topology = Topology.of(roster.hosts)
         self._comm = comm
-        self._local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank) if local is None else local
-        leaders, wishes = zip(*comm.allgather((self._local.bcast(comm.rank), wish())), strict=True)
-        self.topology = Topology.of(leaders)
-        self._wants = agreed(wishes)
-        neighbours = self.topology.neighbours(self.rank)
-        # Where the ranks of this host meet, or why they cannot.
-        self._host: Host | str = open_host(comm, self._local.allgather, neighbours)
-        # The same, if all ranks are on it.
-        one_host = self.topology.num_hosts == 1
-        self._only_host = self._host if one_host and isinstance(self._host, Host) else None
         self._lane = progress.open_lane(name, comm)
         self._sequence = 0
         self._arenas: list[Arena] = []
         self._account = Account()
         self._prepared = Prepared()
+        # Where the ranks of this host meet, or why they cannot; and the same, if all ranks are on it.
+        self._host: Host | str = "it is not known yet"
+        self._only_host: Host | None = None
+        self._host = self._open_host()
+        self._sequence = 0  # what a user calls is numbered from 1
+        if self.topology.num_hosts == 1 and isinstance(self._host, Host):
+            self._only_host = self._host
 
     @classmethod
     def world(cls, timeout_s: float = 600.0) -> Communicator:
         """All ranks of the job. A duplicate of MPI's world: revoking the world itself, after a failure, can hang."""
-        return cls(MPI.COMM_WORLD.Dup(), "world", Progress(timeout_s))
+        comm = MPI.COMM_WORLD.Dup()
+        return cls(comm, "world", Progress(timeout_s), Roster.take(comm))
+
+    def derive(self, comm: MPI.Comm, name: str) -> Communicator:
+        """Collective between the ranks of `comm`, which are some of these: the communicator of them."""
+        ranks = MPI.Group.Translate_ranks(comm.Get_group(), None, self._comm.Get_group())
+        return Communicator(comm, name, self.progress, self.roster.among(ranks))
 
     def split(self, name: str, color: int, key: int) -> Communicator:
         """Collective: the communicator of those ranks that gave the same `color`, in the order of their `key`."""
-        return Communicator(self._comm.Split(color, key), name, self.progress)
+        return self.derive(self._comm.Split(color, key), name)
 
     def split_by_host(self) -> Communicator:
         """Collective: the communicator of the ranks on this host, in the order of their ranks here."""
-        return Communicator(self._local.Dup(), "host", self.progress)
+        return self.split("host", color=self.topology.neighbours(self.rank)[0], key=self.rank)
 
     def duplicate(self, name: str) -> Communicator:
         """Collective: the same ranks, with messages of their own."""
-        return Communicator(self._comm.Dup(), name, self.progress)
+        return self.derive(self._comm.Dup(), name)
 
     def free(self) -> None:
         """Collective: gives back what MPI keeps for this communicator."""
         self.progress.close_lane(self._lane)
-        self._local.Free()
         self._comm.Free()
+
+    @property
+    def mpi(self) -> MPI.Comm:
+        """What MPI calls it. For this package."""
+        return self._comm
 
     def abort(self, code: int) -> None:
         """Ends all ranks of the job, at once."""
@@ -142,7 +153,7 @@ class Communicator:
     def _prepare_all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
         column, place = self._locate(x)
         targets, target_place = self._locate(into)
-        host = self._only_host if self._wants in ("auto", "shared") else None
+        host = self._only_host if self.roster.wants in ("auto", "shared") else None
         if host is not None and column is not None and targets is not None:
             call = Call("all_reduce(sum)", x.dtype, x.size, checksum([place, target_place]))
             return Operation(call, begin=shared.all_reduce_into(host, column, targets, call))
@@ -294,6 +305,19 @@ class Communicator:
         else:
             self._send(call, p2p.barrier).wait()
 
+    def vote(self) -> None:
+        """Collective: returns on all ranks, or raises on all.
+
+        Raises:
+            DeadRankError: A rank has died.
+        """
+
+        def algorithm() -> Algorithm:
+            flag = np.ones(1, np.int32)
+            yield Vote(self._comm.Iagree(flag))
+
+        self.progress.start(Work(self.progress, self._lane, "vote", self._sequence, algorithm())).wait()
+
     # Arrays, between two ranks
 
     def send(self, x: Any, to: int, tag: int = 0) -> None:
@@ -361,10 +385,29 @@ class Communicator:
         self._prepared.clear()
         return arena
 
+    def adopt_arena(self, arena: Arena, origins: Sequence[int]) -> Arena:
+        """The arena of a communicator of which these are the survivors, less the segments of the dead.
+
+        Args:
+            arena: What `open_arena` made there.
+            origins: Whose its segments are, in their order.
+        """
+        alive = [self.roster.origins[rank] for rank in self.topology.neighbours(self.rank)]
+        adopted = arena.less([origins.index(origin) for origin in alive])
+        self._arenas.append(adopted)
+        return adopted
+
     def close_arena(self, arena: Arena) -> None:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
         self._arenas.remove(arena)
         self._prepared.clear()
+
+    def _open_host(self) -> Host | str:
+        neighbours = self.topology.neighbours(self.rank)
+        if self.topology.num_hosts == self.size:
+            return "there is one rank on the host"
+        memory = open_arena(self._exchange_on_host, neighbours.index(self.rank), HOST_BYTES)
+        return memory if isinstance(memory, str) else open_host(self._comm, memory, neighbours)
 
     def _exchange_on_host(self, mine: Any) -> list[Any]:
         """The objects of this host's ranks. Through a collective of all ranks, whose wait has a deadline."""
@@ -394,7 +437,7 @@ class Communicator:
         if native.can_add(x, op):
             usable.add("mpi")
         return select(
-            self._wants if algorithm == "auto" else algorithm,
+            self.roster.wants if algorithm == "auto" else algorithm,
             usable,
             num_hosts=self.topology.num_hosts,
             in_arena=column is not None,

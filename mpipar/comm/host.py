@@ -21,7 +21,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 
-from mpipar.comm.arena import Arena, Exchange, open_arena
+from mpipar.comm.arena import Arena
 from mpipar.comm.buffers import Buffer
 from mpipar.comm.call import Call, compared, mismatch
 from mpipar.comm.mpi import MPI
@@ -31,6 +31,9 @@ from mpipar.comm.progress import Pending
 SLOT_BYTES = 512 << 10
 
 _PAGE_BYTES = 4096
+HOST_BYTES = _PAGE_BYTES + 2 * SLOT_BYTES
+"""Of the memory that they share, for each rank."""
+
 _LINE_WORDS = 5
 _LINES_AT = 64  # bytes; a mark was before
 
@@ -134,19 +137,16 @@ def _place(meetings: int) -> int:
     return 1 + 2 * (meetings & 1)
 
 
-def open_host(comm: MPI.Comm, exchange: Exchange, ranks: tuple[int, ...]) -> Host | str:
-    """Collective between the ranks of a host: where they meet, or why they cannot.
+def open_host(comm: MPI.Comm, memory: Arena, ranks: tuple[int, ...]) -> Host | str:
+    """Where the ranks of a host meet, or why they cannot.
 
     Args:
         comm: The communicator.
-        exchange: Between the ranks of the host.
+        memory: What they share: `HOST_BYTES`, zero but for what is in front of their lines.
         ranks: Their numbers in the communicator, ascending.
     """
     if len(ranks) == 1:
         return "there is one rank on the host"
-    rank = ranks.index(comm.rank)
-    memory = open_arena(exchange, rank, _PAGE_BYTES + 2 * SLOT_BYTES)
-    if isinstance(memory, str):
-        return memory
     in_order = platform.machine() in ("x86_64", "AMD64")
-    return Host(ranks, rank, memory, None if in_order else Wire(comm, MEETING_TAG, Account(), ranks))
+    wire = None if in_order else Wire(comm, MEETING_TAG, Account(), ranks)
+    return Host(ranks, ranks.index(comm.rank), memory, wire)

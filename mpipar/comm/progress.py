@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from mpipar.comm.mpi import MPI
 from mpipar.comm.roll_call import RollCall, dead_ranks
-from mpipar.errors import MessageError, StallError
+from mpipar.errors import DeadRankError, MessageError, StallError
 
 
 class Pending(ABC):
@@ -91,6 +91,24 @@ class Message(Pending):
         )
 
 
+class Vote(Pending):
+    """An agreement between the living: it comes to the same end on all of them, whoever dies in it.
+
+    So it must not be given up when a death is noticed.
+
+    Args:
+        request: MPI's.
+    """
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: MPI.Request):
+        self._request = request
+
+    def through(self) -> bool:
+        return bool(self._request.Test())
+
+
 Algorithm = Iterator[Pending]
 
 
@@ -107,7 +125,7 @@ class Lane:
         self.roll_call = RollCall(comm)
         self.queue: deque[Work] = deque()  # of collectives: the head runs
         self.loose: list[Work] = []  # sends and receives: all run
-        self.broken = ""  # why there can be no more collectives: ranks are out of step
+        self.broken: Exception | None = None  # why there can be no more collectives: ranks are out of step
 
     @property
     def busy(self) -> bool:
@@ -129,7 +147,7 @@ class Work:
         algorithm: What it does.
     """
 
-    __slots__ = ("_algorithm", "_pending", "_progress", "_sequence", "_what", "done", "error", "lane")
+    __slots__ = ("_algorithm", "_progress", "_sequence", "_what", "done", "error", "lane", "pending")
 
     def __init__(self, progress: Progress, lane: Lane, what: object, sequence: int | None, algorithm: Algorithm):
         self.lane = lane
@@ -139,7 +157,7 @@ class Work:
         self._sequence = sequence
         self._progress = progress
         self._algorithm = algorithm
-        self._pending: Pending | None = None
+        self.pending: Pending | None = None
 
     def __str__(self) -> str:
         return str(self._what) if self._sequence is None else f"{self._what} #{self._sequence}"
@@ -167,16 +185,16 @@ class Work:
     @property
     def only_peer(self) -> int | None:
         """The rank that a send or receive waits for; None for a collective, which may wait for any."""
-        return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
+        return self.pending.peer if self._sequence is None and isinstance(self.pending, Message) else None
 
     def advance(self) -> bool:
         """Runs the algorithm up to what has not happened yet; whether anything moved."""
         try:
-            if self._pending is not None and not self._pending.through():
+            if self.pending is not None and not self.pending.through():
                 return False
             for pending in self._algorithm:
                 if not pending.through():
-                    self._pending = pending
+                    self.pending = pending
                     return True
         except MessageError as error:
             self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
@@ -189,9 +207,9 @@ class Work:
             self.error = error
         except BaseException:  # an interrupt: who catches it must not take this for done
             self.error = MessageError(f"{self} on axis {self.lane.axis!r} was interrupted")
-            self._pending, self.done = None, True
+            self.pending, self.done = None, True
             raise
-        self._pending = None
+        self.pending = None
         self.done = True
         return True
 
@@ -219,10 +237,21 @@ class Progress:
         assert not lane.busy, "a communicator was freed with operations under way"
         self._lanes.remove(lane)
 
+    def abandon(self) -> None:
+        """After a death: ends all operations, of all communicators, on all ranks, and forgets the communicators."""
+        for lane in self._lanes:
+            lane.roll_call.comm.Revoke()
+        # MPI may still hold the memory of what was under way.
+        self._failed += [work for lane in self._busy for work in (*lane.queue, *lane.loose)]
+        self._lanes.clear()
+        self._busy.clear()
+
     def start(self, work: Work) -> Work:
         """Queues a collective behind those that its communicator has started before."""
         lane = work.lane
-        if lane.broken:
+        if isinstance(lane.broken, DeadRankError):
+            raise lane.broken
+        if lane.broken is not None:
             raise MessageError(f"axis {lane.axis!r} cannot be used any more, its ranks are out of step: {lane.broken}")
         if not lane.queue:
             work.advance()
@@ -288,7 +317,7 @@ class Progress:
         if work.error is not None:
             self._failed.append(work)
             if work.is_collective:
-                work.lane.broken = str(work.error)
+                work.lane.broken = work.error
         return work
 
     def _occupy(self, lane: Lane) -> None:
@@ -305,7 +334,7 @@ class Progress:
 
     def _fail(self, lane: Lane, error: MPI.Exception) -> None:
         """Ends what waits on a lane of which a rank is dead."""
-        if not lane.busy:
+        if not lane.busy or any(isinstance(work.pending, Vote) for work in lane.queue):
             return
         for work in (*lane.queue, *lane.loose):
             work.error = dead_ranks(lane.roll_call.comm, f"{work} on axis {lane.axis!r}", error) or error

@@ -89,10 +89,15 @@ class RollCall:
         return True
 
 
+def is_failure(error: MPI.Exception) -> bool:
+    """Whether it says that a rank died, or that others have noticed and stopped all communication."""
+    kinds = [getattr(MPI, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")]
+    return error.Get_error_class() in kinds
+
+
 def dead_ranks(comm: MPI.Comm, where: str, error: MPI.Exception) -> DeadRankError | None:
     """The error that names who has died, if that is what MPI's error says."""
-    kinds = [getattr(MPI, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")]
-    if error.Get_error_class() not in kinds:
+    if not is_failure(error):
         return None
     failed = comm.Get_failed()
     ranks = MPI.Group.Translate_ranks(failed, None, comm.Get_group())

@@ -18,11 +18,9 @@ class Topology:
     hosts: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, leaders: Sequence[int]) -> Topology:
-        """From the lowest rank on each rank's host: `leaders[r]` is that of rank r."""
-        return cls(
-            tuple(tuple(rank for rank, its in enumerate(leaders) if its == leader) for leader in sorted(set(leaders)))
-        )
+    def of(cls, hosts: Sequence[int]) -> Topology:
+        """From a number for each rank's host: `hosts[r]` is that of rank r."""
+        return cls(tuple(tuple(rank for rank, its in enumerate(hosts) if its == host) for host in dict.fromkeys(hosts)))
 
     @property
     def num_hosts(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def hosts(comm: Communicator, request: pytest.FixtureRequest) -> Iterator[Commun
     layout: str = request.param
     if layout not in LAYOUTS.get(comm.size, []):
         pytest.skip(f"for {len(layout)} ranks")
-    local = comm._comm.Split(ord(layout[comm.rank]), comm.rank)
-    hosts = Communicator(comm._comm.Dup(), "hosts", comm.progress, local)
+    roster = replace(comm.roster, hosts=tuple(map(ord, layout)))
+    hosts = Communicator(comm.mpi.Dup(), "hosts", comm.progress, roster)
     yield hosts
     hosts.free()
 
