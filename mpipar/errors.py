@@ -9,6 +9,8 @@
      ├── MessageError           an array that cannot be a message; also a ValueError
      ├── StallError             a peer did not answer in time; also a TimeoutError
      ├── DeadRankError          a rank died, in a job that was started to survive it
+     ├── LostRanksError         ranks died, and all that are left know it
+     ├── TooFewRanksError       so many died that the job shall not go on
      ├── DivergedError          the loss stopped being a number
      └── PeerError              another rank failed and has said why
 
@@ -83,6 +85,14 @@ class StallError(MpiparError, TimeoutError):
 
 class DeadRankError(MpiparError):
     """A rank that died, in a job that was started to survive it (`mpirun --with-ft ulfm`)."""
+
+
+class LostRanksError(MpiparError):
+    """Ranks died, and all that are left know it: what they attempted together has to be done again."""
+
+
+class TooFewRanksError(MpiparError):
+    """So many ranks died that the job shall not go on with the others."""
 
 
 class DivergedError(MpiparError):

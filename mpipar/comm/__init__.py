@@ -14,8 +14,11 @@ exchange        all-to-all
 host            where the ranks of a host meet
 arena           memory that they share
 sums            additions and copies, planned once
+exact           sums that do not round
 topology        which ranks share a host
+roster          who the ranks of a communicator are
 p2p             posting messages: tags, sizes, counts
+failure         going on without ranks that died
 call            what a rank called, compared between ranks
 prepared        what is called again with the same tensor
 progress        what moves and completes it all
@@ -26,10 +29,12 @@ mpi             the import of mpi4py
 """
 
 from mpipar.comm.communicator import Communicator
+from mpipar.comm.failure import attempt, can_survive, part, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
 from mpipar.comm.mesh import Grid, Mesh
 from mpipar.comm.mpi import mpi_version
 from mpipar.comm.progress import Work
+from mpipar.comm.roll_call import names
 
 __all__ = [
     "Communicator",
@@ -37,8 +42,13 @@ __all__ = [
     "Mesh",
     "Work",
     "agreement",
+    "attempt",
+    "can_survive",
     "decide_on_root",
     "mpi_version",
+    "names",
+    "part",
     "run_job",
+    "survivors",
     "terminal_device",
 ]

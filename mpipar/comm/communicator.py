@@ -27,7 +27,7 @@ from mpipar.comm.host import HOST_BYTES, Host, open_host
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
-from mpipar.comm.progress import Algorithm, Progress, Vote, Work
+from mpipar.comm.progress import Algorithm, Progress, Work
 from mpipar.comm.roster import Roster
 from mpipar.comm.select import AllReduce, select
 from mpipar.comm.topology import Topology
@@ -108,6 +108,11 @@ class Communicator:
     def abort(self, code: int) -> None:
         """Ends all ranks of the job, at once."""
         self._comm.Abort(code)
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The ranks on this host, by their numbers in the job as it started."""
+        return tuple(self.roster.origins[rank] for rank in self.topology.neighbours(self.rank))
 
     @property
     def bytes_sent(self) -> int:
@@ -305,19 +310,6 @@ class Communicator:
         else:
             self._send(call, p2p.barrier).wait()
 
-    def vote(self) -> None:
-        """Collective: returns on all ranks, or raises on all.
-
-        Raises:
-            DeadRankError: A rank has died.
-        """
-
-        def algorithm() -> Algorithm:
-            flag = np.ones(1, np.int32)
-            yield Vote(self._comm.Iagree(flag))
-
-        self.progress.start(Work(self.progress, self._lane, "vote", self._sequence, algorithm())).wait()
-
     # Arrays, between two ranks
 
     def send(self, x: Any, to: int, tag: int = 0) -> None:
@@ -392,8 +384,7 @@ class Communicator:
             arena: What `open_arena` made there.
             origins: Whose its segments are, in their order.
         """
-        alive = [self.roster.origins[rank] for rank in self.topology.neighbours(self.rank)]
-        adopted = arena.less([origins.index(origin) for origin in alive])
+        adopted = arena.less([origins.index(origin) for origin in self.neighbours])
         self._arenas.append(adopted)
         return adopted
 

@@ -1,13 +1,15 @@
-"""Going on without the dead: revoke, shrink, agree. In a job under `mpirun --with-ft ulfm`.
+"""Going on without the dead, in a job under `mpirun --with-ft ulfm`: vote, revoke, shrink.
 
 A rank that waits for a dead one gets a DeadRankError, within milliseconds; one that computes gets it when it next
-waits. Whoever gets it calls `survivors`:
+waits; some may get none, and think that all is well. So what ranks do together is done in attempts, and each ends with
+a vote of the living, which comes to the same end on all of them, whoever dies in it. Only then does anything change
+that matters.
 
-    revoke     whatever any rank waits for, on any communicator, ends in an error too, so all come here
-    shrink     the living agree on who they are, and have a communicator of their own
-    build      hosts and shared memory are found anew; if somebody dies meanwhile, once more from the top
-
-`Communicator.vote` comes before the weights change. Its outcome is the same on all ranks, even if some die in it.
+    attempt      this rank came to its end                  or a DeadRankError: then whatever any rank still waits for
+                                                            is revoked, on all communicators, so that all come to vote
+    vote         all did, and nobody died                   or LostRanksError, on all
+    survivors    the living agree on who they are (shrink), build what they need, and vote on that; if somebody dies
+                 meanwhile, once more from the top
 
 Bland, Bouteiller, Herault, Bosilca & Dongarra, "Post-failure recovery of MPI communication capability", IJHPCA 2013.
 """
@@ -15,15 +17,19 @@ Bland, Bouteiller, Herault, Bosilca & Dongarra, "Post-failure recovery of MPI co
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from mpipar.comm.communicator import Communicator
 from mpipar.comm.environment import ULFM_IS_ON
 from mpipar.comm.mpi import MPI
+from mpipar.comm.progress import Progress
 from mpipar.comm.roll_call import is_failure
-from mpipar.errors import DeadRankError, StallError
+from mpipar.errors import DeadRankError, LostRanksError
 
 Result = TypeVar("Result")
 
@@ -33,44 +39,114 @@ def can_survive() -> bool:
     return os.environ.get(ULFM_IS_ON) == "1"
 
 
-def survivors(world: Communicator, build: Callable[[Communicator], Result]) -> Result:
-    """Collective between the living: what `build` makes of the communicator that is left.
+def attempt(world: Communicator, action: Callable[[], Result]) -> Result:
+    """Collective: what `action` returns, if it came to its end on all ranks and all are alive.
 
-    Every communicator of the job is dead after this, and so is every operation under way; what they were to write into
-    has no defined content.
+    It communicates, and changes nothing that could not be done again. Where ranks cannot be survived it is just called.
+
+    Args:
+        world: All ranks of the job.
+        action: On this rank.
+
+    Raises:
+        LostRanksError: On all ranks: some died. No communicator can be used any more; call `survivors`.
+    """
+    if not can_survive():
+        return action()
+    return _voted(world.mpi, world.progress, action)
+
+
+def survivors(world: Communicator, build: Callable[[Communicator], Result]) -> Result:
+    """Collective between the living: what `build` makes of the communicator that is left of `world`.
+
+    What operations under way were to write into has no defined content.
 
     Args:
         world: All ranks of the job so far.
         build: Called with the survivors; again with fewer, if somebody dies while it runs.
-
-    Raises:
-        StallError: A rank that is alive did not come.
     """
-    progress = world.progress
     comm = world.mpi
     while True:
-        progress.abandon()
-        comm = _shrink(comm, progress.timeout_s)
+        world.progress.abandon()
+        comm = _shrink(comm, world.progress.timeout_s)
         try:
-            return build(world.derive(comm, "world"))
-        except DeadRankError:
-            pass
-        except MPI.Exception as error:
-            if not is_failure(error):
-                raise
+            return _voted(comm, world.progress, partial(_build, world, comm, build))
+        except LostRanksError:
+            continue
+
+
+def part(world: Communicator) -> None:
+    """Collective, at the end: nobody leaves before all have come, or some have died."""
+    try:
+        if not world.mpi.Is_revoked():
+            world.barrier()
+    except (DeadRankError, MPI.Exception):
+        return
+
+
+def _build(world: Communicator, comm: MPI.Comm, build: Callable[[Communicator], Result]) -> Result:
+    return build(world.derive(comm, "world"))
+
+
+def _voted(comm: MPI.Comm, progress: Progress, action: Callable[[], Result]) -> Result:
+    results: list[Result] = []
+    trouble: Exception | None = None
+    try:
+        results.append(action())
+    except DeadRankError as error:
+        trouble = error
+    except MPI.Exception as error:
+        if not is_failure(error):
+            raise
+        trouble = error
+    if trouble is not None:
+        progress.abandon()
+        comm.Revoke()
+    if not _vote(comm, trouble is None, progress.timeout_s):
+        raise LostRanksError("ranks died") from trouble
+    return results[0]
+
+
+def _vote(comm: MPI.Comm, done: bool, timeout_s: float) -> bool:
+    """Whether all voted for it, and nobody died: the same on all ranks."""
+    try:
+        with _deadline(timeout_s):
+            return bool(comm.Agree(int(done)))
+    except MPI.Exception as error:
+        if not is_failure(error):
+            raise
+        return False
 
 
 def _shrink(comm: MPI.Comm, timeout_s: float) -> MPI.Comm:
     """The communicator of those that are alive."""
     comm.Revoke()
-    smaller, request = comm.Ishrink()
-    deadline = time.monotonic() + timeout_s
-    while not request.Test():
-        if time.monotonic() > deadline:
-            raise StallError(
-                f"after the death of a rank nothing moved for {timeout_s:.0f} s: a rank that is alive does not come to "
-                "go on without it. Look at the output of the ranks; --comm.timeout-s makes the wait longer"
-            )
-        time.sleep(0.0002)
+    with _deadline(timeout_s):
+        smaller = comm.Shrink()
     smaller.Set_errhandler(MPI.ERRORS_RETURN)
     return smaller
+
+
+@contextmanager
+def _deadline(timeout_s: float) -> Iterator[None]:
+    """Around a call in which MPI waits for the living. It cannot be taken back: when time is up this rank dies too.
+
+    The calls that could be (Iagree, Ishrink) do not survive a death themselves in Open MPI 5.0.
+    """
+
+    def give_up() -> None:
+        print(
+            f"mpipar: error: a rank died, and those that are alive did not all come to go on within {timeout_s:.0f} s: "
+            "one of them hangs. Look at the output of the ranks; --comm.timeout-s makes the wait longer",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(timeout_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

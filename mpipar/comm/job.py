@@ -20,6 +20,7 @@ from typing import NoReturn, TypeVar
 
 from mpipar.comm.communicator import Communicator
 from mpipar.comm.environment import launcher_mismatch, read_launch
+from mpipar.comm.failure import can_survive, part
 from mpipar.comm.mpi import MPI, mpi_version
 from mpipar.comm.select import VARIABLE, wish
 from mpipar.errors import ConfigError, LaunchError, MpiparError, PeerError
@@ -59,6 +60,9 @@ def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = Fa
     except Exception:
         _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
     sys.stdout.flush()
+    if can_survive():
+        part(world)
+        os._exit(code)  # MPI_Finalize may wait for the dead
     sys.exit(code)
 
 

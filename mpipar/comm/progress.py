@@ -91,24 +91,6 @@ class Message(Pending):
         )
 
 
-class Vote(Pending):
-    """An agreement between the living: it comes to the same end on all of them, whoever dies in it.
-
-    So it must not be given up when a death is noticed.
-
-    Args:
-        request: MPI's.
-    """
-
-    __slots__ = ("_request",)
-
-    def __init__(self, request: MPI.Request):
-        self._request = request
-
-    def through(self) -> bool:
-        return bool(self._request.Test())
-
-
 Algorithm = Iterator[Pending]
 
 
@@ -147,7 +129,7 @@ class Work:
         algorithm: What it does.
     """
 
-    __slots__ = ("_algorithm", "_progress", "_sequence", "_what", "done", "error", "lane", "pending")
+    __slots__ = ("_algorithm", "_pending", "_progress", "_sequence", "_what", "done", "error", "lane")
 
     def __init__(self, progress: Progress, lane: Lane, what: object, sequence: int | None, algorithm: Algorithm):
         self.lane = lane
@@ -157,7 +139,7 @@ class Work:
         self._sequence = sequence
         self._progress = progress
         self._algorithm = algorithm
-        self.pending: Pending | None = None
+        self._pending: Pending | None = None
 
     def __str__(self) -> str:
         return str(self._what) if self._sequence is None else f"{self._what} #{self._sequence}"
@@ -185,16 +167,16 @@ class Work:
     @property
     def only_peer(self) -> int | None:
         """The rank that a send or receive waits for; None for a collective, which may wait for any."""
-        return self.pending.peer if self._sequence is None and isinstance(self.pending, Message) else None
+        return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
 
     def advance(self) -> bool:
         """Runs the algorithm up to what has not happened yet; whether anything moved."""
         try:
-            if self.pending is not None and not self.pending.through():
+            if self._pending is not None and not self._pending.through():
                 return False
             for pending in self._algorithm:
                 if not pending.through():
-                    self.pending = pending
+                    self._pending = pending
                     return True
         except MessageError as error:
             self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
@@ -207,9 +189,9 @@ class Work:
             self.error = error
         except BaseException:  # an interrupt: who catches it must not take this for done
             self.error = MessageError(f"{self} on axis {self.lane.axis!r} was interrupted")
-            self.pending, self.done = None, True
+            self._pending, self.done = None, True
             raise
-        self.pending = None
+        self._pending = None
         self.done = True
         return True
 
@@ -334,7 +316,7 @@ class Progress:
 
     def _fail(self, lane: Lane, error: MPI.Exception) -> None:
         """Ends what waits on a lane of which a rank is dead."""
-        if not lane.busy or any(isinstance(work.pending, Vote) for work in lane.queue):
+        if not lane.busy:
             return
         for work in (*lane.queue, *lane.loose):
             work.error = dead_ranks(lane.roll_call.comm, f"{work} on axis {lane.axis!r}", error) or error

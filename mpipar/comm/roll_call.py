@@ -101,7 +101,7 @@ def dead_ranks(comm: MPI.Comm, where: str, error: MPI.Exception) -> DeadRankErro
         return None
     failed = comm.Get_failed()
     ranks = MPI.Group.Translate_ranks(failed, None, comm.Get_group())
-    who = _names(ranks) + " died" if ranks else "the communicator was revoked"
+    who = names(ranks) + " died" if ranks else "the communicator was revoked"
     return DeadRankError(f"{where}: {who}. The others cannot go on without")
 
 
@@ -112,16 +112,17 @@ def _report(status: str, own: int, others: Sequence[int], heard: dict[int, str],
     elsewhere = [rank for rank in others if rank in heard and heard[rank] != status]
     parts = []
     if dead:
-        parts.append(f"{_names(dead)} died")
+        parts.append(f"{names(dead)} died")
     if silent:
-        parts.append(f"{_names(silent)} did not arrive, and gave no sign for {_ANSWERS_S:.0f} s: busy, stuck or gone")
-    parts += [f"{_names([rank])} is in {heard[rank] or 'no operation'}" for rank in elsewhere]
+        parts.append(f"{names(silent)} did not arrive, and gave no sign for {_ANSWERS_S:.0f} s: busy, stuck or gone")
+    parts += [f"{names([rank])} is in {heard[rank] or 'no operation'}" for rank in elsewhere]
     if not parts:
         parts.append("all ranks are in it: messages are lost, or the network is down")
-    parts.append(f"{_names(here)} waited")
+    parts.append(f"{names(here)} waited")
     return ". ".join(part[0].upper() + part[1:] for part in parts)
 
 
-def _names(ranks: Sequence[int]) -> str:
+def names(ranks: Sequence[int]) -> str:
+    """Ranks as they are named in messages."""
     listed = ", ".join(str(rank) for rank in ranks[:16]) + (f" and {len(ranks) - 16} more" if len(ranks) > 16 else "")
     return f"rank {listed}" if len(ranks) == 1 else f"ranks {listed}"

@@ -74,6 +74,11 @@ class Bucket:
             if not self.has(slot):
                 slot.view.zero_()
 
+    def clear(self) -> None:
+        """There are no gradients."""
+        for slot in self.slots:
+            slot.parameter.grad = None
+
     def start(self, comm: Communicator) -> Work:
         """Starts the reduction, of the sum over the ranks of `comm`."""
         return comm.start_all_reduce(self.flat)

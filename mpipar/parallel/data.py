@@ -90,6 +90,7 @@ class DataParallel:
         self.largest: dict[str, float] = {}
         plan = plan_buckets(model, bucket_bytes)
         self._arena: Arena | None = None
+        self._neighbours: tuple[int, ...] = ()  # whose its segments are
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
         self.buckets = [self._build(members, allocate) for members in plan]
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
@@ -160,6 +161,25 @@ class DataParallel:
         for bucket in self.buckets:
             bucket.flat.mul_(factor)
 
+    def move_to(self, comm: Communicator) -> None:
+        """Collective: goes on with those who are left of the ranks, from the beginning of the step.
+
+        Args:
+            comm: The dp axis without the dead.
+        """
+        if self._arena is not None:
+            self._arena = comm.adopt_arena(self._arena, self._neighbours)
+            self._neighbours = comm.neighbours
+        self.comm = comm
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forgets the step: its gradients, and what was under way."""
+        self._works.clear()
+        self._missing = self._all_missing()
+        for bucket in self.buckets:
+            bucket.clear()
+
     def close(self) -> None:
         """Collective: takes the hooks off the model. Gradients stay views of the buckets."""
         for hook in self._hooks:
@@ -208,6 +228,7 @@ class DataParallel:
         if isinstance(arena, str):
             return zeros, arena
         self._arena = arena
+        self._neighbours = self.comm.neighbours
         return arena.allocate, None
 
     def _build(self, members: Members, allocate: Allocate) -> Bucket:

@@ -95,6 +95,10 @@ class ExactBucket(Bucket):
             if not self.has(slot):
                 self._parts[slot.name].zero_()
 
+    def clear(self) -> None:
+        super().clear()
+        self.largest.clear()
+
     def start(self, comm: Communicator) -> Work:
         return comm.start_all_reduce_into(self.flat, self.totals)
 

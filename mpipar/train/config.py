@@ -166,6 +166,20 @@ class CommConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ElasticConfig:
+    """Going on without ranks that die, in a job under `mpirun --with-ft ulfm`."""
+
+    min_ranks: int = 1
+    """With fewer the job ends; started again, it goes on from its last checkpoint."""
+    spares: int = 0
+    """Ranks that compute nothing until another dies. They hold the model like all others."""
+
+    def __post_init__(self) -> None:
+        _require(self.min_ranks >= 1, f"--elastic.min-ranks {self.min_ranks} must be at least 1")
+        _require(self.spares >= 0, f"--elastic.spares {self.spares} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Trains a language model, data-parallel over the ranks of an MPI job.
 
@@ -186,6 +200,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     comm: CommConfig = field(default_factory=CommConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
     def __post_init__(self) -> None:
         limit = self.model.max_seq_len

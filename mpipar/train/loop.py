@@ -8,15 +8,28 @@ Everything that reaches the outside (the terminal, the run folder) is rank 0's; 
 
 from __future__ import annotations
 
-import math
+import time
+from collections import deque
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mpipar.checkpoint import discard_after
-from mpipar.comm import Communicator, Grid, Mesh, agreement, decide_on_root
-from mpipar.errors import DivergedError
+from mpipar.comm import (
+    Communicator,
+    Grid,
+    Mesh,
+    agreement,
+    attempt,
+    can_survive,
+    decide_on_root,
+    names,
+    part,
+    survivors,
+)
+from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
@@ -28,7 +41,10 @@ from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep, bf16_is_fast
 from mpipar.train.stop import StopRequest
+from mpipar.train.team import Team
 from mpipar.train.terminal import Terminal
+
+Task = Literal["take_over", "evaluate", "save", "conclude"]
 
 
 def train(config: Config, world: Communicator, stop: StopRequest) -> None:
@@ -43,11 +59,12 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     mesh = Mesh(world, Grid.of(world.size))
     comm = mesh["dp"]
     config = resolve(config, mesh)
+    workers = max(1, comm.size - config.elastic.spares)
     torch.set_num_threads(config.train.threads)
     if config.train.reproducible:
         reproducible.prepare(config, world)
     with agreement(world):
-        source = Source(config, comm)
+        source = Source(config, Team.of(comm, workers))
     identity = {
         "vocab_size": source.shards.vocab_size,
         "tokenizer": source.shards.tokenizer_id,
@@ -63,7 +80,8 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     for line in report.header(config, mesh, source, step, origin=said):
         terminal.say(line)
     try:
-        Run(config, comm, folder, source, step, terminal, identity).finish(done, stop)
+        run = Run(config, mesh, workers, folder, source, step, terminal, identity)
+        run.finish(done, stop)
     finally:
         source.close()
         folder.release()
@@ -92,12 +110,18 @@ def resolve(config: Config, mesh: Mesh) -> Config:
 
 
 class Run:
-    """The steps of a run, and what is kept of them."""
+    """The steps of a run, and what is kept of them.
+
+    It goes from task to task: a step, an evaluation, a checkpoint. Each is attempted by all ranks together; where some
+    die the others go on with the same task, as a smaller team (`_survive`). Between tasks all ranks are at the same
+    place, so there is nothing to be taken back.
+    """
 
     def __init__(
         self,
         config: Config,
-        comm: Communicator,
+        mesh: Mesh,
+        workers: int,
         folder: RunFolder,
         source: Source,
         step: TrainStep,
@@ -105,46 +129,123 @@ class Run:
         identity: dict[str, object],
     ):
         self._config = config
-        self._comm = comm
+        self._mesh = mesh
+        self._comm = mesh["dp"]
+        self._workers = workers
         self._folder = folder
         self._source = source
         self._step = step
         self._terminal = terminal
         self._identity = identity
+        self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
+        self._done = 0
+        self._asked = False
+        self._todo: deque[Task] = deque()  # before the next step
+        self._led = self._leads  # whether this rank has the record open
+        self._lost = ""  # who died last
+        self._tasks = {
+            "take_over": self._take_over,
+            "evaluate": self._evaluate,
+            "save": self._save,
+            "conclude": self._conclude,
+        }
 
     def finish(self, done: int, stop: StopRequest) -> None:
         """Runs the steps that follow `done` finished ones, to the last or until the job is asked to stop."""
-        config, root = self._config, self._comm.rank == 0
-        if root:
+        self._done = done
+        if self._leads:
             with writing(self._folder.checkpoints):
                 discard_after(self._folder.checkpoints, done)
-        self._terminal.begin(config.train.steps, done)
-        record = Record(self._folder, self._terminal, done=done, keeps=root, tensorboard=config.run.tensorboard)
+            self._record.keep(done)
+        self._terminal.begin(self._config.train.steps, done)
+        if done == self._config.train.steps:
+            self._todo += ["evaluate", "conclude"]  # there is no step left; what is recorded of the last one stays
         try:
-            done, val_loss = self._run_steps(done, record, stop)
+            while self._todo or not self._is_over:
+                try:
+                    self._go_on(stop)
+                except LostRanksError:
+                    self._survive()
         finally:
-            record.close()
-        if root:
-            self._conclude(done, val_loss if done == config.train.steps else None)
+            self._record.close()
+        if can_survive():
+            part(self._mesh.world)
 
-    def _run_steps(self, done: int, record: Record, stop: StopRequest) -> tuple[int, float]:
-        """The steps. Returns how many are done, and the last validation loss."""
-        config = self._config
-        asked, val_loss = False, math.nan
-        while done < config.train.steps and not asked:
-            measured, asked = self._step(done, self._source, stop=stop.asked)
-            done += 1
-            record.step(measured)
-            self._give_up_if_diverged(measured)
-            last = done == config.train.steps
-            if last or done % config.train.eval_every == 0:
-                val_loss = self._evaluate(done)
-                record.evaluation(done, measured.tokens, val_loss)
-            if last or asked or done % config.checkpoint.every == 0:
-                self._save(done, record)
-        if math.isnan(val_loss) and done == config.train.steps:
-            val_loss = self._evaluate(done)  # there was no step left; what is recorded of the last one stays
-        return done, val_loss
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank shows the run, and writes what is kept of it."""
+        return self._comm.rank == 0
+
+    @property
+    def _is_over(self) -> bool:
+        return self._asked or self._done == self._config.train.steps
+
+    def _go_on(self, stop: StopRequest) -> None:
+        """The next task."""
+        if self._todo:
+            self._tasks[self._todo[0]]()
+            self._todo.popleft()
+            return
+        computed = attempt(self._mesh.world, lambda: self._step.compute(self._done, self._source, stop=stop.asked))
+        if not self._step.fits():
+            return
+        measured = self._step.apply(computed)
+        self._done += 1
+        self._asked = computed.totals.stop
+        self._todo += self._tasks_after(self._done)
+        self._record.step(measured)
+        self._give_up_if_diverged(measured)
+
+    def _tasks_after(self, done: int) -> list[Task]:
+        """What follows a step."""
+        config, last = self._config, done == self._config.train.steps
+        tasks: list[Task] = []
+        if last or done % config.train.eval_every == 0:
+            tasks.append("evaluate")
+        if last or self._asked or done % config.checkpoint.every == 0:
+            tasks.append("save")
+        if last or self._asked:
+            tasks.append("conclude")
+        return tasks
+
+    def _survive(self) -> None:
+        """Collective between the living: goes on without the ranks that have died."""
+        began = time.perf_counter()
+        before = self._mesh.world.roster.origins
+
+        def build(world: Communicator) -> Mesh:
+            mesh = Mesh(world, Grid.of(world.size))
+            self._step.move_to(mesh["dp"])
+            return mesh
+
+        self._mesh = survivors(self._mesh.world, build)
+        self._comm = self._mesh["dp"]
+        self._source.deal(Team.of(self._comm, self._workers))
+        dead = sorted(set(before) - set(self._comm.roster.origins))
+        took_s = time.perf_counter() - began
+        self._lost = f"{names(dead)} died in step {self._done + 1}: {self._comm.size} go on, after {took_s:.2f} s"
+        if "take_over" not in self._todo:
+            self._todo.appendleft("take_over")
+
+    def _take_over(self) -> None:
+        """Collective: the first of those who are left leads, and says who is not."""
+
+        def take_over() -> None:
+            least = self._config.elastic.min_ranks
+            with agreement(self._comm):
+                if self._comm.size < least:
+                    raise TooFewRanksError(
+                        f"{self._lost}; but --elastic.min-ranks is {least}. The same command goes on from the last "
+                        "checkpoint"
+                    )
+                if self._leads and not self._led:
+                    self._folder.take_over()
+                    self._record.keep(self._done)
+                    self._terminal.take_over(self._done)
+                    self._led = True
+
+        attempt(self._mesh.world, take_over)
+        self._terminal.say(f"lost    {self._lost}")
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:
@@ -156,37 +257,53 @@ class Run:
                 f"checkpoints in {self._folder.path} are as they were"
             )
 
-    def _evaluate(self, done: int) -> float:
+    def _evaluate(self) -> None:
         """Collective: the mean loss over the validation sequences, in nats a token."""
-        with agreement(self._comm):
+
+        def evaluate() -> Totals:
             mine = Totals(np.zeros(self._source.num_validation))
-            self._step.evaluate(self._source.validation(), mine)
-        totals = Totals.unpack(self._comm.all_reduce(mine.pack()))
+            with agreement(self._comm):
+                self._step.evaluate(self._source.validation(), mine)
+            return Totals.unpack(self._comm.all_reduce(mine.pack()))
+
+        totals = attempt(self._mesh.world, evaluate)
         val_loss = totals.loss_sum / totals.num_tokens
-        self._terminal.evaluation(done, val_loss, self._source.shards.unigram_entropy)
-        return val_loss
+        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.shards.unigram_entropy)
 
-    def _save(self, done: int, record: Record) -> None:
+    def _save(self) -> None:
         """Collective: a checkpoint."""
-        with agreement(self._comm):
-            record.sync()
-            if self._comm.rank == 0:
-                resume.save(self._folder, done, self._step, self._config, self._identity)
 
-    def _conclude(self, done: int, val_loss: float | None) -> None:
-        """Draws the run, shows a sample, and says the last word. On rank 0."""
-        config, entropy = self._config, self._source.shards.unigram_entropy
+        def save() -> None:
+            with agreement(self._comm):
+                if self._leads:
+                    self._record.sync()
+                    resume.save(self._folder, self._done, self._step, self._config, self._identity)
+
+        attempt(self._mesh.world, save)
+
+    def _conclude(self) -> None:
+        """Collective: draws the run, shows a sample, and says the last word."""
+
+        def conclude() -> None:
+            if self._leads:
+                self._say_last_words()
+
+        attempt(self._mesh.world, conclude)
+
+    def _say_last_words(self) -> None:
+        config, done, say = self._config, self._done, self._terminal.say
+        self._record.close()
         name, millions = self._folder.path.name, self._step.model.num_parameters() / 1e6
         title = f"{name}: {millions:.1f} M parameters, {self._comm.size} ranks"
-        drawn = plot_loss(self._folder.metrics, self._folder.plot, entropy=entropy, title=title)
-        self._terminal.say(f"plot    {drawn}")
-        if val_loss is None:
-            self._terminal.say(
-                f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; --resume auto goes on"
-            )
+        drawn = plot_loss(
+            self._folder.metrics, self._folder.plot, entropy=self._source.shards.unigram_entropy, title=title
+        )
+        say(f"plot    {drawn}")
+        if done < config.train.steps:
+            say(f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; --resume auto goes on")
             return
         if config.run.sample_tokens:
             for line in report.sample(self._step.model, self._source, config):
-                self._terminal.say(line)
-        self._terminal.say(f"digest: {self._step.digest()}")
-        self._terminal.say(f"done: {done} steps, val_loss {val_loss:.4f}, {self._folder.path}")
+                say(line)
+        say(f"digest: {self._step.digest()}")
+        say(f"done: {done} steps, val_loss {self._record.val_loss:.4f}, {self._folder.path}")

@@ -29,6 +29,7 @@ class StepMetrics:
     comm_s: float  # waiting for communication that computation did not hide
     data_s: float  # waiting for the loader
     bytes_sent: int  # by rank 0, in this step, in messages; what is reduced in shared memory is not sent
+    ranks: int  # that are alive
     peak_memory_bytes: int  # all ranks; proportional set size: shared pages are counted once
     skipped: bool = False  # the loss or a gradient was not finite, and no weight was changed
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from mpipar.train.metrics import StepMetrics
 from mpipar.train.run_folder import Metrics, RunFolder
@@ -10,36 +12,56 @@ from mpipar.train.terminal import Terminal
 
 
 class Record:
-    """Kept by rank 0; on other ranks every method does nothing.
+    """Kept by the rank that leads; on other ranks it only remembers what they would have to write if that one died.
 
     Args:
         folder: The run folder.
         terminal: Where steps are shown.
-        done: Steps that are finished. What was recorded of later ones, by a run that was stopped behind its last
-            checkpoint, is taken back.
-        keeps: Whether this is the rank that keeps it.
         tensorboard: Whether TensorBoard events are wanted.
+
+    Attributes:
+        val_loss: Of the last evaluation.
     """
 
-    def __init__(self, folder: RunFolder, terminal: Terminal, *, done: int, keeps: bool, tensorboard: bool):
+    def __init__(self, folder: RunFolder, terminal: Terminal, *, tensorboard: bool):
+        self.val_loss = math.nan
+        self._folder = folder
         self._terminal = terminal
-        self._metrics = Metrics(folder.metrics, after_step=done) if keeps else None
-        self._board = _open_board(folder.tensorboard, done) if keeps and tensorboard else None
+        self._tensorboard = tensorboard
+        self._metrics: Metrics | None = None
+        self._board: TensorBoard | None = None
+        self._latest: list[dict[str, Any]] = []  # the lines of the last step
+
+    def keep(self, done: int) -> None:
+        """From now on this rank keeps it.
+
+        Args:
+            done: Steps that are finished. What was recorded of later ones, by a run that was stopped behind its last
+                checkpoint, is taken back; what a rank that died did not come to write of the last one, is written.
+        """
+        self._metrics = Metrics(self._folder.metrics, after_step=done)
+        for line in self._latest:
+            self._metrics.write(line)
+        self._board = _open_board(self._folder.tensorboard, done) if self._tensorboard else None
 
     def step(self, measured: StepMetrics) -> None:
         """Records a step."""
+        self._latest = [measured.to_json()]
         if self._metrics is not None:
-            self._metrics.write(measured.to_json())
+            self._metrics.write(self._latest[0])
         if self._board is not None:
             self._board.step(measured)
         self._terminal.step(measured)
 
-    def evaluation(self, step: int, tokens: int, val_loss: float) -> None:
+    def evaluation(self, step: int, tokens: int, val_loss: float, entropy: float) -> None:
         """Records an evaluation after a step, up to which the run has seen so many tokens."""
+        self.val_loss = val_loss
+        self._latest.append({"step": step, "tokens": tokens, "val_loss": val_loss})
         if self._metrics is not None:
-            self._metrics.write({"step": step, "tokens": tokens, "val_loss": val_loss})
+            self._metrics.write(self._latest[-1])
         if self._board is not None:
             self._board.evaluation(step, val_loss)
+        self._terminal.evaluation(step, val_loss, entropy)
 
     def sync(self) -> None:
         """Makes the metrics survive a loss of power: before a checkpoint says that their steps have happened."""

@@ -13,10 +13,9 @@ from mpipar import checkpoint
 from mpipar.checkpoint import Checkpoint
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
-from mpipar.storage import remove_partials
 from mpipar.train import reproducible
 from mpipar.train.config import Config, flag, to_table, to_toml
-from mpipar.train.run_folder import RunFolder, writing
+from mpipar.train.run_folder import RunFolder
 from mpipar.train.step import TrainStep
 
 # A checkpoint of other values is of another model, or of another sequence of batches.
@@ -48,9 +47,7 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
             said = f"goes on from step {found.step:,} ({path})"
     folder.create()
     folder.claim()
-    with writing(folder.path):
-        remove_partials(folder.path)
-        remove_partials(folder.checkpoints)
+    folder.tidy()
     folder.write_config(to_toml(config))
     return path, said
 

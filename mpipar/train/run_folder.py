@@ -18,13 +18,16 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from mpipar.errors import ConfigError, StorageError
-from mpipar.storage import atomic_file
+from mpipar.storage import atomic_file, remove_partials
+
+_TAKE_OVER_S = 10.0  # a file server may be late to notice that the holder of a lock is dead
 
 
 class RunFolder:
@@ -86,6 +89,29 @@ class RunFolder:
         os.pwrite(lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         self._lock = lock
 
+    def take_over(self) -> None:
+        """Claims the folder from a rank that died, and removes what it has half written.
+
+        Raises:
+            ConfigError: The folder is somebody else's by now.
+        """
+        deadline = time.monotonic() + _TAKE_OVER_S
+        while True:
+            try:
+                self.claim()
+                break
+            except ConfigError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what killed writers have left."""
+        with writing(self.path):
+            remove_partials(self.path)
+            remove_partials(self.checkpoints)
+
     def release(self) -> None:
         """Lets other jobs into the folder."""
         if self._lock is not None:
@@ -125,13 +151,17 @@ class Metrics:
     def __init__(self, path: Path, after_step: int):
         self._path = path
         with writing(path):
-            _rewind(path, after_step)
+            self._written = _rewind(path, after_step)
             self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one object. JSON has no NaN: what is not finite becomes null."""
+        """Appends one object, if it is not there yet. JSON has no NaN: what is not finite becomes null."""
+        key = _key(values)
+        if key in self._written:
+            return
         with writing(self._path):
             self._file.write(json.dumps(_finite(values), allow_nan=False).encode() + b"\n")
+        self._written = {key} if key[0] not in {step for step, _ in self._written} else self._written | {key}
 
     def sync(self) -> None:
         """Makes what was written survive the loss of power: before a checkpoint says that it has happened."""
@@ -163,14 +193,23 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _rewind(path: Path, after_step: int) -> None:
-    end = 0
+def _key(values: Mapping[str, Any]) -> tuple[int, bool]:
+    """What a line is about: a step, or the evaluation after it."""
+    return values["step"], "val_loss" in values
+
+
+def _rewind(path: Path, after_step: int) -> set[tuple[int, bool]]:
+    """Takes back later lines. Returns what the lines of the last step are about that are left."""
+    end, last = 0, set[tuple[int, bool]]()
     for values, position in _lines(path):
         if values["step"] > after_step:
             break
         end = position
+        key = _key(values)
+        last = {other for other in last if other[0] == key[0]} | {key}
     if path.exists():
         os.truncate(path, end)
+    return last
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mpipar.comm import Communicator
 from mpipar.data import Loader, SampleOrder, ShardSet, validation_loader
 from mpipar.errors import DataError
 from mpipar.train.config import Config
+from mpipar.train.team import Team
 
 
 class Source:
     """The data set of a run, dealt to the ranks of the dp axis. Nothing is communicated.
 
-    Microbatch i of a step is rank i mod n's. Which tokens it holds depends on the seed and the step alone.
+    Microbatch i of a step is rank i mod n's, if n ranks compute. Which tokens it holds depends on the seed and the step
+    alone.
 
     Args:
         config: The settings.
-        comm: The dp axis.
+        team: Who computes.
 
     Raises:
         DataError: The data set is missing, damaged, or too small for a single step or evaluation.
     """
 
-    def __init__(self, config: Config, comm: Communicator):
+    def __init__(self, config: Config, team: Team):
         folder, train = config.data.dir, config.train
         shards = ShardSet.open(folder, "train")
         order = SampleOrder(shards.num_tokens_per_shard, train.seq_len, train.seed)
@@ -37,8 +38,12 @@ class Source:
         self._validation = validation_loader(held_out, train.seq_len, train.microbatch, train.eval_sequences)
         self.shards = shards
         self.num_samples = order.num_samples
-        self.mine = range(comm.rank, config.train.num_microbatches, comm.size)
-        self._my_validation = range(comm.rank, self._validation.num_microbatches, comm.size)
+        self.deal(team)
+
+    def deal(self, team: Team) -> None:
+        """Deals the microbatches to another team."""
+        self.mine = team.share(self._loader.num_microbatches)
+        self._my_validation = team.share(self._validation.num_microbatches)
 
     def microbatches(self, step: int) -> list[tuple[int, Tensor]]:
         """This rank's microbatches of a step: their indices, and [B, T + 1] tokens. The next step's are read ahead."""

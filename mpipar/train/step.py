@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -34,8 +35,29 @@ Microbatches = Sequence[tuple[int, Tensor]]
 """Indices in the step, and tokens [B, T + 1]."""
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What the ranks have computed of a step, the same on all but for the times.
+
+    Args:
+        step: Steps finished before.
+        totals: Of the whole step.
+        norm: Of the gradient of the mean loss.
+        clock: Where the time went.
+        began: When, by time.perf_counter().
+        bytes_sent: By this rank.
+    """
+
+    step: int
+    totals: Totals
+    norm: float
+    clock: Clock
+    began: float
+    bytes_sent: int
+
+
 class TrainStep:
-    """The model, its optimizer, and the step that changes both. Collective to build and to call.
+    """The model, its optimizer, and the step that changes both. Collective to build.
 
     Args:
         model: In its initial state; rank 0's is everybody's.
@@ -57,16 +79,15 @@ class TrainStep:
         self._comm = comm
         self._loss = torch.compile(model.loss) if config.train.compile else model.loss
 
-    def __call__(self, step: int, source: MicrobatchSource, *, stop: bool) -> tuple[StepMetrics, bool]:
-        """Runs the step that follows `step` finished ones.
+    def compute(self, step: int, source: MicrobatchSource, *, stop: bool) -> Computed:
+        """Computes and reduces the gradients of the step that follows `step` finished ones. Collective.
+
+        The weights, and all else that is kept from step to step, stay as they are: it can be done again.
 
         Args:
             step: Steps finished so far.
             source: Gives this rank's microbatches of a step.
             stop: Whether this rank was asked to stop.
-
-        Returns:
-            What was measured, and whether any rank was asked to stop.
 
         Raises:
             DataError: A rank could not read its data; on that rank. On the others a PeerError.
@@ -74,14 +95,44 @@ class TrainStep:
         began = time.perf_counter()
         bytes_before = self._comm.bytes_sent
         clock = Clock()
-        while True:
-            totals = self._compute(step, source, clock, stop=stop)
-            if not self._overflowed():
-                break
+        mine = Totals(np.zeros(self._config.train.num_microbatches), stop=stop)
+        failure: DataError | None = None
+        self.replicas.start_over()
+        with clock.part("data"):
+            try:
+                microbatches = source.microbatches(step)
+            except DataError as error:
+                # The others are about to wait for this rank's gradients. It gives none, and the flag that rides with
+                # the scalars brings everybody to the agreement below.
+                microbatches, failure, mine.failed = [], error, True
+        with clock.part("compute"):
+            self._accumulate(step, microbatches, mine)
+        mine.memory_bytes = self._memory.bytes
         with clock.part("comm"):
+            totals = Totals.unpack(self.replicas.reduce(mine.pack()))
+            if totals.failed:
+                with agreement(self._comm):
+                    if failure is not None:
+                        raise failure
             norm = self.replicas.gradient_norm() / totals.num_tokens
+        bytes_sent = self._comm.bytes_sent - bytes_before
+        return Computed(step, totals, norm, clock, began, bytes_sent)
+
+    def fits(self) -> bool:
+        """Whether no microbatch's gradient was too large for its grid; else the grids are coarser now, for another try.
+
+        The same on all ranks.
+        """
+        if self.grids is None or not self.grids.overflowed(self.replicas.largest):
+            return True
+        self.grids.move_on(self.replicas.largest)
+        return False
+
+    def apply(self, computed: Computed) -> StepMetrics:
+        """Updates the weights. Nothing is communicated: what all ranks have computed, all apply."""
+        totals, norm, clock = computed.totals, computed.norm, computed.clock
         loss = totals.loss_sum / totals.num_tokens
-        lr = learning_rate(self._config.train, step)
+        lr = learning_rate(self._config.train, computed.step)
         finite = math.isfinite(loss) and math.isfinite(norm)
         with clock.part("compute"):
             if finite:
@@ -91,9 +142,9 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.tokens_seen += totals.num_tokens
-        step_s = time.perf_counter() - began
-        metrics = StepMetrics(
-            step=step + 1,
+        step_s = time.perf_counter() - computed.began
+        return StepMetrics(
+            step=computed.step + 1,
             loss=loss,
             lr=lr,
             grad_norm=norm,
@@ -103,11 +154,16 @@ class TrainStep:
             compute_s=clock.seconds["compute"],
             comm_s=clock.seconds["comm"],
             data_s=clock.seconds["data"],
-            bytes_sent=self._comm.bytes_sent - bytes_before,
+            bytes_sent=computed.bytes_sent,
+            ranks=self._comm.size,
             peak_memory_bytes=totals.memory_bytes,
             skipped=not finite,
         )
-        return metrics, totals.stop
+
+    def move_to(self, comm: Communicator) -> None:
+        """Collective: goes on with the ranks that are left."""
+        self._comm = comm
+        self.replicas.move_to(comm)
 
     def digest(self) -> str:
         """Of all weights and optimizer state."""
@@ -123,28 +179,6 @@ class TrainStep:
                 mine.num_tokens += count
         self.model.train()
 
-    def _compute(self, step: int, source: MicrobatchSource, clock: Clock, *, stop: bool) -> Totals:
-        """Computes and reduces the gradients of a step. Collective; the weights stay as they are."""
-        mine = Totals(np.zeros(self._config.train.num_microbatches), stop=stop)
-        failure: DataError | None = None
-        with clock.part("data"):
-            try:
-                microbatches = source.microbatches(step)
-            except DataError as error:
-                # The others are about to wait for this rank's gradients. It gives none, and the flag that rides with
-                # the scalars brings everybody to the agreement below.
-                microbatches, failure, mine.failed = [], error, True
-        with clock.part("compute"):
-            self._accumulate(step, microbatches, mine)
-        mine.memory_bytes = self._memory.bytes
-        with clock.part("comm"):
-            totals = Totals.unpack(self.replicas.reduce(mine.pack()))
-        if totals.failed:
-            with agreement(self._comm):
-                if failure is not None:
-                    raise failure
-        return totals
-
     def _accumulate(self, step: int, microbatches: Microbatches, mine: Totals) -> None:
         """Adds the gradients of the microbatches up, and their losses in `mine`."""
         train = self._config.train
@@ -158,14 +192,6 @@ class TrainStep:
                 loss.backward()
             mine.losses[index] = loss.item()
             mine.num_tokens += count
-
-    def _overflowed(self) -> bool:
-        """Whether a microbatch's gradient was too large for its grid, on any rank; then the grids are coarser now."""
-        if self.grids is None or not self.grids.overflowed(self.replicas.largest):
-            return False
-        self.grids.move_on(self.replicas.largest)
-        self.optimizer.zero_grad(set_to_none=True)
-        return True
 
     def _update(self, norm: float, num_tokens: int, lr: float) -> None:
         """Divides the summed gradients by the token count, clips their norm, and applies them."""

@@ -13,7 +13,7 @@ from mpipar.train.metrics import StepMetrics
 
 
 class Terminal:
-    """Rank 0's output; on other ranks every method does nothing.
+    """The output of the rank that leads; on other ranks every method does nothing.
 
     Args:
         speaks: Whether this is the rank that shows the run.
@@ -21,12 +21,21 @@ class Terminal:
     """
 
     def __init__(self, *, speaks: bool, log_every: int):
+        self._log_every = log_every
+        self._bar: tqdm[None] | None = None
+        self._steps = self._first = 0
+        self._look(speaks)
+
+    def _look(self, speaks: bool) -> None:
         device = terminal_device() if speaks else None
         self._speaks = speaks
-        self._log_every = log_every
         self._stream: TextIO = open(device, "w", encoding="utf-8") if device else sys.stdout  # noqa: SIM115
         self._is_watched = device is not None
-        self._bar: tqdm[None] | None = None
+
+    def take_over(self, done: int) -> None:
+        """From now on this rank shows the run, of which so many steps are finished."""
+        self._look(speaks=True)
+        self.begin(self._steps, done)
 
     def begin(self, steps: int, done: int) -> None:
         """Starts the clock, and the progress line.
