@@ -19,6 +19,7 @@ topology        which ranks share a host
 roster          who the ranks of a communicator are
 p2p             posting messages: tags, sizes, counts
 failure         going on without ranks that died
+watchdog        ends ranks that hang
 call            what a rank called, compared between ranks
 prepared        what is called again with the same tensor
 progress        what moves and completes it all
@@ -29,7 +30,7 @@ mpi             the import of mpi4py
 """
 
 from mpipar.comm.communicator import Communicator
-from mpipar.comm.failure import attempt, can_survive, part, survivors
+from mpipar.comm.failure import attempt, can_survive, part, start_watchdog, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
 from mpipar.comm.mesh import Grid, Mesh
 from mpipar.comm.mpi import mpi_version
@@ -49,6 +50,7 @@ __all__ = [
     "names",
     "part",
     "run_job",
+    "start_watchdog",
     "survivors",
     "terminal_device",
 ]

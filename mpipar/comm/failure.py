@@ -29,6 +29,7 @@ from mpipar.comm.environment import ULFM_IS_ON
 from mpipar.comm.mpi import MPI
 from mpipar.comm.progress import Progress
 from mpipar.comm.roll_call import is_failure
+from mpipar.comm.watchdog import Watch
 from mpipar.errors import DeadRankError, LostRanksError
 
 Result = TypeVar("Result")
@@ -68,11 +69,26 @@ def survivors(world: Communicator, build: Callable[[Communicator], Result]) -> R
     comm = world.mpi
     while True:
         world.progress.abandon()
-        comm = _shrink(comm, world.progress.timeout_s)
+        comm = _shrink(comm, world.progress)
         try:
             return _voted(comm, world.progress, partial(_build, world, comm, build))
         except LostRanksError:
             continue
+
+
+def start_watchdog(host: Communicator, timeout_s: float) -> None:
+    """Collective between the ranks of a host: has those that hang killed, so that they can be survived.
+
+    Args:
+        host: All ranks of the job on this host.
+        timeout_s: How long one may give no sign of life.
+    """
+    watch = Watch.create(host.size) if host.rank == 0 else None
+    process, descriptor = host.broadcast_object(None if watch is None else (os.getpid(), watch.descriptor))
+    host.progress.pulse = (watch or Watch.of_process(process, descriptor)).pulse(host.rank)
+    host.barrier()
+    if watch is not None:
+        watch.start(timeout_s)
 
 
 def part(world: Communicator) -> None:
@@ -102,15 +118,15 @@ def _voted(comm: MPI.Comm, progress: Progress, action: Callable[[], Result]) -> 
     if trouble is not None:
         progress.abandon()
         comm.Revoke()
-    if not _vote(comm, trouble is None, progress.timeout_s):
+    if not _vote(comm, progress, trouble is None):
         raise LostRanksError("ranks died") from trouble
     return results[0]
 
 
-def _vote(comm: MPI.Comm, done: bool, timeout_s: float) -> bool:
+def _vote(comm: MPI.Comm, progress: Progress, done: bool) -> bool:
     """Whether all voted for it, and nobody died: the same on all ranks."""
     try:
-        with _deadline(timeout_s):
+        with progress.pulse.silent(), _deadline(progress.timeout_s):
             return bool(comm.Agree(int(done)))
     except MPI.Exception as error:
         if not is_failure(error):
@@ -118,10 +134,10 @@ def _vote(comm: MPI.Comm, done: bool, timeout_s: float) -> bool:
         return False
 
 
-def _shrink(comm: MPI.Comm, timeout_s: float) -> MPI.Comm:
+def _shrink(comm: MPI.Comm, progress: Progress) -> MPI.Comm:
     """The communicator of those that are alive."""
     comm.Revoke()
-    with _deadline(timeout_s):
+    with progress.pulse.silent(), _deadline(progress.timeout_s):
         smaller = comm.Shrink()
     smaller.Set_errhandler(MPI.ERRORS_RETURN)
     return smaller

@@ -28,6 +28,7 @@ from typing import NoReturn
 
 from mpipar.comm.mpi import MPI
 from mpipar.comm.roll_call import RollCall, dead_ranks
+from mpipar.comm.watchdog import Pulse
 from mpipar.errors import DeadRankError, MessageError, StallError
 
 
@@ -201,10 +202,14 @@ class Progress:
 
     Args:
         timeout_s: How long nothing may move while it is waited for, in seconds.
+
+    Attributes:
+        pulse: This rank's signs of life. Waiting is one: it is another who hangs.
     """
 
     def __init__(self, timeout_s: float = 600.0):
         self.timeout_s = timeout_s
+        self.pulse = Pulse()
         self._lanes: list[Lane] = []
         self._busy: list[Lane] = []
         self._failed: list[Work] = []
@@ -287,6 +292,7 @@ class Progress:
             if idle_polls % _POLLS_PER_LOOK == 0:
                 waited_s = time.monotonic() - silent_since
                 self._answer_roll_calls()
+                self.pulse.beat()
                 if waited_s > _PATIENCE_S:
                     time.sleep(_NAP_S)
                 if waited_s > self.timeout_s:

@@ -171,11 +171,15 @@ class ElasticConfig:
 
     min_ranks: int = 1
     """With fewer the job ends; started again, it goes on from its last checkpoint."""
+    hang_s: float = 300.0
+    """How long a rank may give no sign of life before it is killed, in seconds: longer than a microbatch takes. 0 for
+    no such watch."""
     spares: int = 0
     """Ranks that compute nothing until another dies. They hold the model like all others."""
 
     def __post_init__(self) -> None:
         _require(self.min_ranks >= 1, f"--elastic.min-ranks {self.min_ranks} must be at least 1")
+        _require(self.hang_s >= 0, f"--elastic.hang-s {self.hang_s} must not be negative")
         _require(self.spares >= 0, f"--elastic.spares {self.spares} must not be negative")
 
 

@@ -27,6 +27,7 @@ from mpipar.comm import (
     decide_on_root,
     names,
     part,
+    start_watchdog,
     survivors,
 )
 from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
@@ -74,6 +75,8 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     path, said = decide_on_root(world, lambda: resume.prepare(config, folder, identity))
 
     model = build_model(config, source.shards.vocab_size)
+    if can_survive() and config.elastic.hang_s > 0:
+        start_watchdog(mesh.host, config.elastic.hang_s)
     step = TrainStep(model, config, comm)
     done = resume.load(path, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
@@ -276,8 +279,9 @@ class Run:
         def save() -> None:
             with agreement(self._comm):
                 if self._leads:
-                    self._record.sync()
-                    resume.save(self._folder, self._done, self._step, self._config, self._identity)
+                    with self._mesh.world.progress.pulse.silent():
+                        self._record.sync()
+                        resume.save(self._folder, self._done, self._step, self._config, self._identity)
 
         attempt(self._mesh.world, save)
 
@@ -286,7 +290,8 @@ class Run:
 
         def conclude() -> None:
             if self._leads:
-                self._say_last_words()
+                with self._mesh.world.progress.pulse.silent():
+                    self._say_last_words()
 
         attempt(self._mesh.world, conclude)
 

@@ -174,6 +174,7 @@ class TrainStep:
         self.model.eval()
         with torch.no_grad(), self._precision():
             for index, tokens in microbatches:
+                self._comm.progress.pulse.beat()
                 loss, count = self._loss(tokens)
                 mine.losses[index] = loss.item()
                 mine.num_tokens += count
@@ -183,6 +184,7 @@ class TrainStep:
         """Adds the gradients of the microbatches up, and their losses in `mine`."""
         train = self._config.train
         for position, (index, tokens) in enumerate(microbatches):
+            self._comm.progress.pulse.beat()
             begin_microbatch(self.model, train.seed, step, index)
             with self._precision():
                 loss, count = self._loss(tokens)
