@@ -11,6 +11,7 @@
      ├── DeadRankError          a rank died, in a job that was started to survive it
      ├── LostRanksError         ranks died, and all that are left know it
      ├── TooFewRanksError       so many died that the job shall not go on
+     ├── CorruptionError        replicas that should be equal are not
      ├── DivergedError          the loss stopped being a number
      └── PeerError              another rank failed and has said why
 
@@ -93,6 +94,10 @@ class LostRanksError(MpiparError):
 
 class TooFewRanksError(MpiparError):
     """So many ranks died that the job shall not go on with the others."""
+
+
+class CorruptionError(MpiparError):
+    """Replicas that should be equal are not, and nobody can tell which is right."""
 
 
 class DivergedError(MpiparError):

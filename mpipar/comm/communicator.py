@@ -9,6 +9,7 @@ call is collective: all ranks of the communicator make the same calls, in the sa
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -376,6 +377,18 @@ class Communicator:
         self._arenas.append(arena)
         self._prepared.clear()
         return arena
+
+    def share_file(self, num_bytes: int) -> int:
+        """Collective between ranks of one host: a descriptor of memory that they share, zeros, that has no name."""
+        descriptor, process = -1, 0
+        if self.rank == 0:
+            descriptor, process = os.memfd_create("mpipar-shared"), os.getpid()
+            os.ftruncate(descriptor, num_bytes)
+        theirs, process = self.broadcast_object((descriptor, process))
+        if self.rank != 0:
+            descriptor = os.open(f"/proc/{process}/fd/{theirs}", os.O_RDWR)
+        self.barrier()  # rank 0 is there until all have opened it
+        return descriptor
 
     def adopt_arena(self, arena: Arena, origins: Sequence[int]) -> Arena:
         """The arena of a communicator of which these are the survivors, less the segments of the dead.

@@ -83,11 +83,9 @@ def start_watchdog(host: Communicator, timeout_s: float) -> None:
         host: All ranks of the job on this host.
         timeout_s: How long one may give no sign of life.
     """
-    watch = Watch.create(host.size) if host.rank == 0 else None
-    process, descriptor = host.broadcast_object(None if watch is None else (os.getpid(), watch.descriptor))
-    host.progress.pulse = (watch or Watch.of_process(process, descriptor)).pulse(host.rank)
-    host.barrier()
-    if watch is not None:
+    watch = Watch(host.share_file(Watch.num_bytes(host.size)))
+    host.progress.pulse = watch.pulse(host.rank)
+    if host.rank == 0:
         watch.start(timeout_s)
 
 

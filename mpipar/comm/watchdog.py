@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _WORDS = 2  # of a rank
-_LOOKS_EACH_TIMEOUT = 10
 
 
 class Pulse:
@@ -58,34 +57,27 @@ class Watch:
     """What the ranks of a host share with their watchdog.
 
     Args:
-        descriptor: Of the memory.
+        descriptor: Of the memory, zeros at first.
     """
 
     def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-        self.words = memoryview(mmap.mmap(descriptor, 0)).cast("Q")
+        self._descriptor = descriptor
+        self._words = memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
-    @classmethod
-    def create(cls, num_ranks: int) -> Watch:
-        """For the first of the ranks of a host."""
-        descriptor = os.memfd_create("mpipar-watch")
-        os.ftruncate(descriptor, num_ranks * _WORDS * 8)
-        return cls(descriptor)
-
-    @classmethod
-    def of_process(cls, process: int, descriptor: int) -> Watch:
-        """For the others: opens what the first has created."""
-        return cls(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR))
+    @staticmethod
+    def num_bytes(num_ranks: int) -> int:
+        """Of the memory for so many ranks."""
+        return num_ranks * _WORDS * 8
 
     def pulse(self, rank: int) -> Pulse:
         """Of the rank of this number on the host."""
-        return Pulse(self.words[rank * _WORDS : (rank + 1) * _WORDS])
+        return Pulse(self._words[rank * _WORDS : (rank + 1) * _WORDS])
 
     def start(self, timeout_s: float) -> None:
         """Starts the watchdog. It outlives this process if others of the host do."""
         subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(self.descriptor), str(timeout_s)],
-            pass_fds=(self.descriptor,),
+            [sys.executable, "-I", "-S", __file__, str(self._descriptor), str(timeout_s)],
+            pass_fds=(self._descriptor,),
             env={},  # it is no rank, and nobody shall take it for one
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -96,7 +88,7 @@ class Watch:
 
 def watch(words: memoryview, timeout_s: float) -> None:
     """Kills what hangs, until no rank is left."""
-    pause_s = timeout_s / _LOOKS_EACH_TIMEOUT
+    pause_s = min(timeout_s / 10, 0.5)  # it is to be gone soon after the ranks are
     moved: dict[int, float] = {}  # by process: when it was last seen to run
     signs: dict[int, int] = {}
     looked = time.monotonic()

@@ -17,9 +17,9 @@ and how `python -m mpipar.data pack` makes a data set:
     progress     how far a long command is
 """
 
-from mpipar.data.loader import Loader, validation_loader
+from mpipar.data.loader import Loader, Microbatch, validation_loader
 from mpipar.data.order import SampleOrder
 from mpipar.data.shards import Shard, ShardSet
 from mpipar.data.tokenizer import Tokenizer
 
-__all__ = ["Loader", "SampleOrder", "Shard", "ShardSet", "Tokenizer", "validation_loader"]
+__all__ = ["Loader", "Microbatch", "SampleOrder", "Shard", "ShardSet", "Tokenizer", "validation_loader"]

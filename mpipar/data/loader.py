@@ -9,9 +9,9 @@ its batch is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -21,10 +21,24 @@ from mpipar.data.order import SampleOrder
 from mpipar.data.shards import ShardSet
 from mpipar.errors import DataError
 
-_READ_AHEAD = 2  # microbatches
 _VALIDATION_SEED = 0
 
 Key = tuple[int, int]  # step, index of the microbatch
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One of the microbatches of a step.
+
+    Args:
+        index: In the step.
+        tokens: int64 [B, seq_len + 1].
+        is_last: Whether this rank has no more of the step.
+    """
+
+    index: int
+    tokens: torch.Tensor
+    is_last: bool
 
 
 class Loader:
@@ -59,19 +73,26 @@ class Loader:
             row[:] = self.shards.read(shard, offset, row.size)
         return tokens
 
-    def microbatches(self, step: int, mine: Sequence[int]) -> Iterator[torch.Tensor]:
+    def microbatches(self, step: int, mine: Iterable[int], then: Sequence[int] = ()) -> Iterator[Microbatch]:
         """The microbatches of a step whose indices are `mine`, in that order.
 
-        Reads ahead into the next step, as if it had the same `mine`; where it has not, that work is thrown away.
+        Args:
+            step: Steps before it.
+            mine: Indices. They are asked for one ahead, so that the next microbatch is read while one computes.
+            then: Those with which the next step will begin, to be read ahead too; if it does not, that work is lost.
         """
-        coming = [(step, index) for index in mine] + [(step + 1, index) for index in mine]
-        for position, key in enumerate(coming[: len(mine)]):
-            batch = self._ahead.pop(key, None)
-            self._read_ahead(islice(coming, position + 1, position + 1 + _READ_AHEAD))
-            yield batch.result() if batch else self.microbatch(*key)
+        indices = iter(mine)
+        index = next(indices, None)
+        while index is not None:
+            following = next(indices, None)
+            coming = [(step + 1, i) for i in then[:1]] if following is None else [(step, following)]
+            batch = self._ahead.pop((step, index), None)
+            self._read_ahead(coming)
+            tokens = batch.result() if batch else self.microbatch(step, index)
+            yield Microbatch(index, tokens, is_last=following is None)
+            index = following
 
-    def _read_ahead(self, keys: Iterator[Key]) -> None:
-        wanted = list(keys)
+    def _read_ahead(self, wanted: Sequence[Key]) -> None:
         for key in self._ahead.keys() - set(wanted):
             self._ahead.pop(key).cancel()
         for key in wanted:

@@ -74,6 +74,11 @@ class Bucket:
             if not self.has(slot):
                 slot.view.zero_()
 
+    @property
+    def local(self) -> Tensor:
+        """What this rank adds up in, [elements]."""
+        return self.flat
+
     def clear(self) -> None:
         """There are no gradients."""
         for slot in self.slots:

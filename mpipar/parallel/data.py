@@ -156,6 +156,20 @@ class DataParallel:
         assert isinstance(place, ExactBucket)
         return lambda weight: separate_use(weight, lambda gradient: place.add(name, gradient))
 
+    def take_fault(self) -> bool:
+        """With `grids`: whether since the last call a contribution of this rank was not finite, or too large."""
+        exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]
+        found = any(bucket.has_fault for bucket in exact)
+        for bucket in exact:
+            bucket.has_fault = False
+        return found
+
+    def local_gradients(self) -> list[tuple[str, Tensor]]:
+        """This rank's gradients so far, before `reduce`: for each bucket what it adds up in."""
+        for bucket in self.buckets:
+            bucket.clear_unused()
+        return [(f"bucket {i}", bucket.local) for i, bucket in enumerate(self.buckets)]
+
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients, after `reduce`."""
         for bucket in self.buckets:

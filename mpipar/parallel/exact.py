@@ -40,6 +40,10 @@ class Grids:
         """Of the grid of a tensor."""
         return spacing(self.tops.get(name, FIRST_TOP), self._bits)
 
+    def limit(self, name: str) -> float:
+        """The largest contribution that the grid of a tensor can take."""
+        return limit(self.tops.get(name, FIRST_TOP))
+
     def overflowed(self, largest: Mapping[str, float]) -> list[str]:
         """The tensors of which a contribution was too large for its grid.
 
@@ -47,7 +51,7 @@ class Grids:
             largest: The largest contribution to each tensor, over all ranks. What is not finite is no overflow: no grid
                 would help.
         """
-        return [name for name, value in largest.items() if limit(self.tops.get(name, FIRST_TOP)) < value < torch.inf]
+        return [name for name, value in largest.items() if self.limit(name) < value < torch.inf]
 
     def move_on(self, largest: Mapping[str, float]) -> None:
         """To the next step, or to the second attempt at one that overflowed. All contributions must be finite."""
@@ -70,6 +74,7 @@ class ExactBucket(Bucket):
         super().__init__(bucket.flat, bucket.slots)
         self.totals = totals
         self.largest: dict[str, float] = {}  # of this rank's contributions so far, by name
+        self.has_fault = False  # whether one of them was not finite, or too large for its grid
         self._grids = grids
         sizes = [slot.view.numel() for slot in self.slots]
         self._parts = dict(zip((slot.name for slot in self.slots), totals.split(sizes), strict=True))
@@ -84,6 +89,7 @@ class ExactBucket(Bucket):
         before = self.largest.get(name)
         values = gradient.detach().contiguous().view(-1)
         largest = add_rounded(self._parts[name], values, self._grids.spacing(name), first=before is None)
+        self.has_fault |= not largest <= self._grids.limit(name)
         self.largest[name] = largest if before is None or not before > largest else before
 
     def has(self, slot: Slot) -> bool:
@@ -95,8 +101,13 @@ class ExactBucket(Bucket):
             if not self.has(slot):
                 self._parts[slot.name].zero_()
 
+    @property
+    def local(self) -> Tensor:
+        return self.totals
+
     def clear(self) -> None:
         super().clear()
+        self.has_fault = False
         self.largest.clear()
 
     def start(self, comm: Communicator) -> Work:

@@ -174,12 +174,19 @@ class ElasticConfig:
     hang_s: float = 300.0
     """How long a rank may give no sign of life before it is killed, in seconds: longer than a microbatch takes. 0 for
     no such watch."""
+    verify_every: int = 100
+    """Steps between two comparisons of the ranks' weights, to find silent corruption; there is also one before every
+    checkpoint. 0 for none."""
+    balance: bool = True
+    """Let ranks claim microbatches, so that slow ones do fewer; in a reproducible run, whose result does not depend on
+    it."""
     spares: int = 0
     """Ranks that compute nothing until another dies. They hold the model like all others."""
 
     def __post_init__(self) -> None:
         _require(self.min_ranks >= 1, f"--elastic.min-ranks {self.min_ranks} must be at least 1")
         _require(self.hang_s >= 0, f"--elastic.hang-s {self.hang_s} must not be negative")
+        _require(self.verify_every >= 0, f"--elastic.verify-every {self.verify_every} must not be negative")
         _require(self.spares >= 0, f"--elastic.spares {self.spares} must not be negative")
 
 

@@ -13,7 +13,6 @@ from collections import deque
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import torch
 
 from mpipar.checkpoint import discard_after
@@ -30,10 +29,12 @@ from mpipar.comm import (
     start_watchdog,
     survivors,
 )
+from mpipar.comm.counter import Counter
 from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
+from mpipar.train.dealing import Team
 from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.plot import plot_loss
@@ -42,10 +43,11 @@ from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep, bf16_is_fast
 from mpipar.train.stop import StopRequest
-from mpipar.train.team import Team
+from mpipar.train.stragglers import Stragglers
 from mpipar.train.terminal import Terminal
+from mpipar.train.verify import verify
 
-Task = Literal["take_over", "evaluate", "save", "conclude"]
+Task = Literal["take_over", "evaluate", "verify", "save", "conclude"]
 
 
 def train(config: Config, world: Communicator, stop: StopRequest) -> None:
@@ -64,8 +66,10 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
     torch.set_num_threads(config.train.threads)
     if config.train.reproducible:
         reproducible.prepare(config, world)
+    claims = config.elastic.balance and config.train.reproducible and comm.size > 1
+    counter = Counter(mesh.host.share_file(Counter.NUM_BYTES)) if claims else None
     with agreement(world):
-        source = Source(config, Team.of(comm, workers))
+        source = Source(config, Team.of(comm, workers), counter)
     identity = {
         "vocab_size": source.shards.vocab_size,
         "tokenizer": source.shards.tokenizer_id,
@@ -141,6 +145,7 @@ class Run:
         self._terminal = terminal
         self._identity = identity
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
+        self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0
         self._asked = False
         self._todo: deque[Task] = deque()  # before the next step
@@ -149,6 +154,7 @@ class Run:
         self._tasks = {
             "take_over": self._take_over,
             "evaluate": self._evaluate,
+            "verify": self._verify,
             "save": self._save,
             "conclude": self._conclude,
         }
@@ -191,12 +197,17 @@ class Run:
             return
         computed = attempt(self._mesh.world, lambda: self._step.compute(self._done, self._source, stop=stop.asked))
         if not self._step.fits():
+            which = computed.totals.describe_faults()
+            self._terminal.say(f"again   step {self._done + 1}: gradients of {which} are too large for their grids")
             return
         measured = self._step.apply(computed)
         self._done += 1
         self._asked = computed.totals.stop
         self._todo += self._tasks_after(self._done)
+        self._source.dealing.learn(computed.totals.counts.tolist(), computed.totals.seconds.tolist())
         self._record.step(measured)
+        if slow := self._stragglers.look(measured.rank_s):
+            self._terminal.say(f"slow    {slow}")
         self._give_up_if_diverged(measured)
 
     def _tasks_after(self, done: int) -> list[Task]:
@@ -205,7 +216,11 @@ class Run:
         tasks: list[Task] = []
         if last or done % config.train.eval_every == 0:
             tasks.append("evaluate")
-        if last or self._asked or done % config.checkpoint.every == 0:
+        saves = last or self._asked or done % config.checkpoint.every == 0
+        verify_every = config.elastic.verify_every
+        if verify_every and self._comm.size > 1 and (saves or done % verify_every == 0):
+            tasks.append("verify")
+        if saves:
             tasks.append("save")
         if last or self._asked:
             tasks.append("conclude")
@@ -223,7 +238,7 @@ class Run:
 
         self._mesh = survivors(self._mesh.world, build)
         self._comm = self._mesh["dp"]
-        self._source.deal(Team.of(self._comm, self._workers))
+        self._source.dealing.move_to(Team.of(self._comm, self._workers))
         dead = sorted(set(before) - set(self._comm.roster.origins))
         took_s = time.perf_counter() - began
         self._lost = f"{names(dead)} died in step {self._done + 1}: {self._comm.size} go on, after {took_s:.2f} s"
@@ -264,14 +279,20 @@ class Run:
         """Collective: the mean loss over the validation sequences, in nats a token."""
 
         def evaluate() -> Totals:
-            mine = Totals(np.zeros(self._source.num_validation))
+            mine = Totals.none(self._source.num_validation, self._comm.size)
             with agreement(self._comm):
                 self._step.evaluate(self._source.validation(), mine)
-            return Totals.unpack(self._comm.all_reduce(mine.pack()))
+            return mine.unpack(self._comm.all_reduce(mine.pack()))
 
         totals = attempt(self._mesh.world, evaluate)
         val_loss = totals.loss_sum / totals.num_tokens
         self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.shards.unigram_entropy)
+
+    def _verify(self) -> None:
+        """Collective: compares the replicas' weights."""
+        found = attempt(self._mesh.world, lambda: verify(self._comm, self._step, self._source))
+        if found:
+            self._terminal.say(f"verify  {found} (step {self._done})")
 
     def _save(self) -> None:
         """Collective: a checkpoint."""

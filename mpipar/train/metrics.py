@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+_SHOWN_FAULTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +35,16 @@ class StepMetrics:
     data_s: float  # waiting for the loader
     bytes_sent: int  # by rank 0, in this step, in messages; what is reduced in shared memory is not sent
     ranks: int  # that are alive
+    rank_s: list[float | None]  # by rank, for a microbatch; null for a rank that had none
     peak_memory_bytes: int  # all ranks; proportional set size: shared pages are counted once
     skipped: bool = False  # the loss or a gradient was not finite, and no weight was changed
+    faults: str = ""  # the microbatches whose gradients were to blame
 
     def to_json(self) -> dict[str, Any]:
         """The object of the line."""
         values = asdict(self)
         if not self.skipped:
-            del values["skipped"]
+            del values["skipped"], values["faults"]
         return values
 
 
@@ -49,7 +56,11 @@ class Totals:
     ranks; their sum over the step is then the same for any number of them.
     """
 
-    losses: npt.NDArray[np.float64]  # [M], sums over the tokens of a microbatch
+    losses: Values  # [M], sums over the tokens of a microbatch
+    owners: Values  # [M], the rank that has computed it
+    faults: Values  # [M], 1 if its gradient is not finite, or was too large for its grid
+    counts: Values  # [n], microbatches of each rank
+    seconds: Values  # [n], for all of them
     num_tokens: int = 0
     stop: bool = False  # some rank was asked to stop
     failed: bool = False  # some rank could not read its data
@@ -60,15 +71,32 @@ class Totals:
         """Over the step."""
         return exact_sum(self.losses)
 
-    def pack(self) -> npt.NDArray[np.float64]:
-        """[M + 4]; doubles hold these counts exactly."""
-        counts = [self.num_tokens, self.stop, self.failed, self.memory_bytes]
-        return np.concatenate([self.losses, np.array(counts, np.float64)])
-
     @classmethod
-    def unpack(cls, sums: npt.NDArray[np.float64]) -> Totals:
-        num_tokens, stop, failed, memory_bytes = sums[-4:]
-        return cls(sums[:-4], int(num_tokens), stop > 0, failed > 0, int(memory_bytes))
+    def none(cls, num_microbatches: int, num_ranks: int, *, stop: bool = False) -> Totals:
+        """What a rank begins with."""
+        m, n = num_microbatches, num_ranks
+        return cls(np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(n), np.zeros(n), stop=stop)
+
+    def pack(self) -> Values:
+        """[3 M + 2 n + 4]; doubles hold these counts exactly."""
+        counts = [self.num_tokens, self.stop, self.failed, self.memory_bytes]
+        return np.concatenate([*self._arrays, np.array(counts, np.float64)])
+
+    def unpack(self, sums: Values) -> Totals:
+        """Those of all ranks, from the sum of what they have packed."""
+        bounds = np.cumsum([len(values) for values in self._arrays])
+        losses, owners, faults, counts, seconds, rest = np.split(sums, bounds)
+        num_tokens, stop, failed, memory_bytes = rest
+        return Totals(losses, owners, faults, counts, seconds, int(num_tokens), stop > 0, failed > 0, int(memory_bytes))
+
+    def describe_faults(self) -> str:
+        """Which microbatches went wrong, and on which ranks; nothing if none did."""
+        which = np.flatnonzero(self.faults)[:_SHOWN_FAULTS]
+        return ", ".join(f"microbatch {i} (rank {int(self.owners[i])})" for i in which)
+
+    @property
+    def _arrays(self) -> list[Values]:
+        return [self.losses, self.owners, self.faults, self.counts, self.seconds]
 
 
 def exact_sum(values: npt.NDArray[np.float64]) -> float:
@@ -80,14 +108,14 @@ def exact_sum(values: npt.NDArray[np.float64]) -> float:
 class Clock:
     """Adds up the seconds spent in each part of a step."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Times a block."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] += time.perf_counter() - start
 
 
 class PeakMemory:

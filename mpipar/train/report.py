@@ -17,10 +17,14 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origi
     train, shards = config.train, source.shards
     model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
+    spares = f" ({_count(config.elastic.spares, 'spare')})" if config.elastic.spares else ""
     most = -(-train.num_microbatches // ranks)
     lines = [
         ("mpipar", f"{mpipar.__version__}, {mpi_version()}, torch {torch.__version__}"),
-        ("ranks", f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}, {_count(train.threads, 'thread')} each"),
+        (
+            "ranks",
+            f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}{spares}, {_count(train.threads, 'thread')} each",
+        ),
         ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
         (
             "data",

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
-from mpipar.data import Loader, SampleOrder, ShardSet, validation_loader
+from mpipar.comm.counter import Counter
+from mpipar.data import Loader, Microbatch, SampleOrder, ShardSet, validation_loader
 from mpipar.errors import DataError
 from mpipar.train.config import Config
-from mpipar.train.team import Team
+from mpipar.train.dealing import Dealing, Team
 
 
 class Source:
-    """The data set of a run, dealt to the ranks of the dp axis. Nothing is communicated.
+    """The data set of a run, dealt to the ranks of the dp axis.
 
-    Microbatch i of a step is rank i mod n's, if n ranks compute. Which tokens it holds depends on the seed and the step
-    alone.
+    Which tokens a microbatch holds depends on the seed, the step and its index alone.
 
     Args:
         config: The settings.
         team: Who computes.
+        counter: Of this host, to claim microbatches from; None to deal them statically.
 
     Raises:
         DataError: The data set is missing, damaged, or too small for a single step or evaluation.
     """
 
-    def __init__(self, config: Config, team: Team):
+    def __init__(self, config: Config, team: Team, counter: Counter | None):
         folder, train = config.data.dir, config.train
         shards = ShardSet.open(folder, "train")
         order = SampleOrder(shards.num_tokens_per_shard, train.seq_len, train.seed)
@@ -38,16 +41,15 @@ class Source:
         self._validation = validation_loader(held_out, train.seq_len, train.microbatch, train.eval_sequences)
         self.shards = shards
         self.num_samples = order.num_samples
-        self.deal(team)
+        self.dealing = Dealing(team, train.num_microbatches, counter)
 
-    def deal(self, team: Team) -> None:
-        """Deals the microbatches to another team."""
-        self.mine = team.share(self._loader.num_microbatches)
-        self._my_validation = team.share(self._validation.num_microbatches)
+    def microbatches(self, step: int) -> Iterator[Microbatch]:
+        """This rank's microbatches of a step, read while the one before computes."""
+        return self._loader.microbatches(step, self.dealing.begin(), then=self.dealing.first)
 
-    def microbatches(self, step: int) -> list[tuple[int, Tensor]]:
-        """This rank's microbatches of a step: their indices, and [B, T + 1] tokens. The next step's are read ahead."""
-        return list(zip(self.mine, self._loader.microbatches(step, self.mine), strict=True))
+    def microbatch(self, step: int, index: int) -> Tensor:
+        """Any microbatch of a step."""
+        return self._loader.microbatch(step, index)
 
     @property
     def num_validation(self) -> int:
@@ -56,7 +58,8 @@ class Source:
 
     def validation(self) -> list[tuple[int, Tensor]]:
         """This rank's validation microbatches, with their indices; the same at every evaluation."""
-        return [(i, self._validation.microbatch(0, i)) for i in self._my_validation]
+        mine = self.dealing.team.share(self.num_validation)
+        return [(i, self._validation.microbatch(0, i)) for i in mine]
 
     def close(self) -> None:
         """Ends the background reading and closes the files."""

@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mpipar import checkpoint
 from mpipar.comm import Communicator, agreement
+from mpipar.data import Microbatch
 from mpipar.errors import DataError
 from mpipar.model import Transformer, begin_microbatch
 from mpipar.parallel import DataParallel, Grids
 from mpipar.train.config import Config
 from mpipar.train.metrics import Clock, PeakMemory, StepMetrics, Totals
 from mpipar.train.optimizer import build_optimizer, learning_rate
-
-Microbatches = Sequence[tuple[int, Tensor]]
-"""Indices in the step, and tokens [B, T + 1]."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +92,18 @@ class TrainStep:
         began = time.perf_counter()
         bytes_before = self._comm.bytes_sent
         clock = Clock()
-        mine = Totals(np.zeros(self._config.train.num_microbatches), stop=stop)
+        mine = Totals.none(self._config.train.num_microbatches, self._comm.size, stop=stop)
         failure: DataError | None = None
         self.replicas.start_over()
-        with clock.part("data"):
-            try:
-                microbatches = source.microbatches(step)
-            except DataError as error:
-                # The others are about to wait for this rank's gradients. It gives none, and the flag that rides with
-                # the scalars brings everybody to the agreement below.
-                microbatches, failure, mine.failed = [], error, True
-        with clock.part("compute"):
-            self._accumulate(step, microbatches, mine)
+        try:
+            self._accumulate(step, source.microbatches(step), mine, clock)
+        except DataError as error:
+            # The others are about to wait for this rank's gradients. It gives what it has, and the flag that rides with
+            # the scalars brings everybody to the agreement below.
+            failure, mine.failed = error, True
         mine.memory_bytes = self._memory.bytes
         with clock.part("comm"):
-            totals = Totals.unpack(self.replicas.reduce(mine.pack()))
+            totals = mine.unpack(self.replicas.reduce(mine.pack()))
             if totals.failed:
                 with agreement(self._comm):
                     if failure is not None:
@@ -156,8 +150,10 @@ class TrainStep:
             data_s=clock.seconds["data"],
             bytes_sent=computed.bytes_sent,
             ranks=self._comm.size,
+            rank_s=[round(s / n, 5) if n else None for s, n in zip(totals.seconds, totals.counts, strict=True)],
             peak_memory_bytes=totals.memory_bytes,
             skipped=not finite,
+            faults=totals.describe_faults(),
         )
 
     def move_to(self, comm: Communicator) -> None:
@@ -169,7 +165,18 @@ class TrainStep:
         """Of all weights and optimizer state."""
         return checkpoint.digest(checkpoint.capture(self.model, self.optimizer))
 
-    def evaluate(self, microbatches: Microbatches, mine: Totals) -> None:
+    def fingerprint(self, tokens: Tensor) -> str:
+        """Of the gradients of one microbatch, as this rank computes them. Between steps; leaves no gradients."""
+        self.replicas.start_over()
+        begin_microbatch(self.model, self._config.train.seed, 0, 0)
+        with self._precision():
+            loss, _ = self._loss(tokens)
+        loss.backward()
+        gradients = {name: gradient.clone() for name, gradient in self.replicas.local_gradients()}
+        self.replicas.start_over()
+        return checkpoint.digest({"loss": loss.detach(), **gradients})
+
+    def evaluate(self, microbatches: Sequence[tuple[int, Tensor]], mine: Totals) -> None:
         """Adds to `mine` this rank's losses over validation sequences, and their number of tokens."""
         self.model.eval()
         with torch.no_grad(), self._precision():
@@ -180,20 +187,35 @@ class TrainStep:
                 mine.num_tokens += count
         self.model.train()
 
-    def _accumulate(self, step: int, microbatches: Microbatches, mine: Totals) -> None:
+    def _accumulate(self, step: int, microbatches: Iterator[Microbatch], mine: Totals, clock: Clock) -> None:
         """Adds the gradients of the microbatches up, and their losses in `mine`."""
-        train = self._config.train
-        for position, (index, tokens) in enumerate(microbatches):
-            self._comm.progress.pulse.beat()
-            begin_microbatch(self.model, train.seed, step, index)
-            with self._precision():
-                loss, count = self._loss(tokens)
-            if position == 0 and step % self._config.run.log_every == 0:  # all activations are there
-                self._memory.sample()
-            with self.replicas.final_backward() if position == len(microbatches) - 1 else nullcontext():
-                loss.backward()
-            mine.losses[index] = loss.item()
-            mine.num_tokens += count
+        rank = self._comm.rank
+        while True:
+            with clock.part("data"):
+                microbatch = next(microbatches, None)
+            if microbatch is None:
+                break
+            is_first = mine.counts[rank] == 0
+            with clock.part("compute"):
+                self._add(step, microbatch, mine, sample_memory=is_first and step % self._config.run.log_every == 0)
+            mine.counts[rank] += 1
+        mine.seconds[rank] = clock.seconds["compute"]
+
+    def _add(self, step: int, microbatch: Microbatch, mine: Totals, *, sample_memory: bool) -> None:
+        """Adds the gradient and the loss of one microbatch."""
+        self._comm.progress.pulse.beat()
+        begin_microbatch(self.model, self._config.train.seed, step, microbatch.index)
+        with self._precision():
+            loss, count = self._loss(microbatch.tokens)
+        if sample_memory:  # all activations are there
+            self._memory.sample()
+        with self.replicas.final_backward() if microbatch.is_last else nullcontext():
+            loss.backward()
+        index = microbatch.index
+        mine.losses[index] = loss.item()
+        mine.owners[index] = self._comm.rank
+        mine.faults[index] = self.replicas.take_fault() or not math.isfinite(mine.losses[index])
+        mine.num_tokens += count
 
     def _update(self, norm: float, num_tokens: int, lr: float) -> None:
         """Divides the summed gradients by the token count, clips their norm, and applies them."""
@@ -211,7 +233,7 @@ class TrainStep:
 class MicrobatchSource(Protocol):
     """What a step takes its data from."""
 
-    def microbatches(self, step: int) -> Microbatches:
+    def microbatches(self, step: int) -> Iterator[Microbatch]:
         """This rank's microbatches of a step."""
         ...
 

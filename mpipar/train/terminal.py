@@ -63,7 +63,7 @@ class Terminal:
             self._bar.set_postfix_str(f"loss {metrics.loss:.3f}", refresh=False)
             self._bar.update(1)
         if metrics.skipped:
-            self.say(f"step {metrics.step:>6}/{self._steps}  skipped: the loss or a gradient is not finite")
+            self.say(f"step {metrics.step:>6}/{self._steps}  skipped: not finite: {metrics.faults or 'the norm'}")
         elif metrics.step % self._log_every == 0 or metrics.step in (self._first + 1, self._steps):
             self.say(self._line(metrics))
 

@@ -60,7 +60,7 @@ def test_ranks_together_see_every_microbatch_once(loader: Loader, num_ranks: int
         seen: dict[int, torch.Tensor] = {}
         for rank in range(num_ranks):
             mine = range(rank, NUM_MICROBATCHES, num_ranks)
-            seen.update(zip(mine, loader.microbatches(step, mine), strict=True))
+            seen.update({batch.index: batch.tokens for batch in loader.microbatches(step, mine)})
         assert sorted(seen) == list(range(NUM_MICROBATCHES))
         assert all(torch.equal(seen[index], loader.microbatch(step, index)) for index in seen)
 
@@ -68,10 +68,26 @@ def test_ranks_together_see_every_microbatch_once(loader: Loader, num_ranks: int
 def test_steps_may_be_taken_up_anywhere(loader: Loader) -> None:
     for step, mine in [(0, [0, 1]), (1, [0, 1]), (9, [3, 2, 1]), (2, [1]), (2, [1]), (3, [])]:
         batches = list(loader.microbatches(step, mine))
-        assert len(batches) == len(mine)
-        assert all(
-            torch.equal(batch, loader.microbatch(step, index)) for batch, index in zip(batches, mine, strict=True)
-        )
+        assert [batch.index for batch in batches] == mine
+        assert [batch.is_last for batch in batches] == [False] * (len(mine) - 1) + [True] * bool(mine)
+        assert all(torch.equal(batch.tokens, loader.microbatch(step, batch.index)) for batch in batches)
+
+
+def test_indices_are_asked_for_one_ahead(loader: Loader) -> None:
+    """What is claimed from a counter is not claimed before it is needed, nor so late that it has to be waited for."""
+    asked = []
+
+    def indices() -> Iterator[int]:
+        for index in (3, 1, 2):
+            asked.append(index)
+            yield index
+
+    batches = loader.microbatches(0, indices())
+    assert asked == []
+    for taken, expected in enumerate([[3, 1], [3, 1, 2], [3, 1, 2]]):
+        assert next(batches).is_last == (taken == 2)
+        assert asked == expected
+    assert next(batches, None) is None
 
 
 def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +100,7 @@ def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch
 
     monkeypatch.setattr(ShardSet, "read", spy)
     for step in range(4):
-        assert len(list(loader.microbatches(step, [0, 2]))) == 2
+        assert len(list(loader.microbatches(step, [0, 2], then=[0]))) == 2
     assert sum(readers) == MICROBATCH  # here only the very first microbatch was read by the one who asked
 
 
@@ -97,7 +113,7 @@ def test_an_error_of_the_thread_comes_out_with_its_batch(loader: Loader, monkeyp
         return microbatch(self, step, index)
 
     monkeypatch.setattr(Loader, "microbatch", damaged)
-    assert len(list(loader.microbatches(0, [0, 1]))) == 2
+    assert len(list(loader.microbatches(0, [0, 1], then=[0]))) == 2
     with pytest.raises(DataError, match="is damaged"):
         next(loader.microbatches(1, [0, 1]))
 

@@ -1,0 +1,97 @@
+"""Ranks die, and the run goes on: in the same processes, to the bits of a run in which nobody died."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpipar.comm.environment import mpi_facts
+from tests.jobs.launch import Job, Outcome, run
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(mpi_facts().fault_tolerance == "absent", reason="this MPI has no fault tolerance"),
+]
+
+Train = Callable[..., list[str]]
+STEPS = 40
+SETTINGS = ["--train.steps", STEPS, "--train.global-batch", 8, "--train.eval-every", 10, "--checkpoint.every", 10]
+SETTINGS += ["--comm.timeout-s", 20]
+SURVIVABLE = ["--with-ft", "ulfm"]
+
+
+def digest(outcome: Outcome) -> str:
+    (line,) = [line for line in outcome.lines if line.startswith("digest: ")]
+    return line
+
+
+def metrics(folder: Path) -> list[tuple[Any, ...]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(line.get(key) for key in ("step", "loss", "grad_norm", "val_loss")) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[tuple[Any, ...]]]:
+    """The digest and the metrics of the run in which nobody dies."""
+    from tests.jobs.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    arguments = ["-m", "mpipar.train", "--data.dir", data, "--run.dir", folder, *TINY, *SETTINGS]
+    outcome = run(2, *map(str, arguments)).ok()
+    return digest(outcome), metrics(folder)
+
+
+def disturbed(
+    arguments: Sequence[str], deaths: Sequence[tuple[int, Sequence[int]]], number: int = signal.SIGKILL, ranks: int = 4
+) -> Outcome:
+    """A run in which ranks get a signal when the log shows a step: [(step, ranks), ...]."""
+    job = Job(ranks, *arguments, options=SURVIVABLE)
+    pids: list[int] = []
+    for step, victims in deaths:
+        job.wait_for(f"step {step:>6}/{STEPS}  loss")
+        pids = pids or job.ranks()
+        for victim in victims:
+            os.kill(pids[victim], number)
+    return job.finish()
+
+
+@pytest.mark.parametrize(
+    "deaths",
+    [[(12, [2])], [(12, [0])], [(9, [1]), (19, [0]), (29, [3])], [(9, [0, 2])], [(20, [3, 1, 0])]],
+    ids=["a worker", "the leader", "one after the other", "two at once", "all but one"],
+)
+def test_the_run_goes_on(
+    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]], deaths: list[tuple[int, list[int]]]
+) -> None:
+    outcome = disturbed(train(*SETTINGS), deaths).ok()
+    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert sum(line.startswith("lost ") for line in outcome.lines) >= 1
+    dead = sorted(rank for _, ranks in deaths for rank in ranks)
+    assert all(f"{rank}" in outcome.text for rank in dead)
+    assert [path.name for path in (tmp_path / "run").rglob(".partial*")] == []
+
+
+def test_a_rank_that_hangs_is_ended(
+    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]
+) -> None:
+    arguments = train(*SETTINGS, "--elastic.hang-s", 2)
+    outcome = disturbed(arguments, [(12, [0])], signal.SIGSTOP, ranks=3).ok()
+    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert "lost    rank 0 died" in outcome.text
+
+
+def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]) -> None:
+    outcome = disturbed(train(*SETTINGS, "--elastic.spares", 1), [(12, [1])], ranks=3).ok()
+    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert "1 spare" in outcome.text
+
+
+def test_with_too_few_ranks_it_ends(train: Train) -> None:
+    outcome = disturbed(train(*SETTINGS, "--elastic.min-ranks", 3), [(12, [1])], ranks=3)
+    outcome.refused("rank 1 died", "--elastic.min-ranks is 3", "last checkpoint")
