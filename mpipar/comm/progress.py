@@ -277,6 +277,18 @@ class Progress:
             self._busy = [lane for lane in self._busy if lane.busy]
         return moved
 
+    def look_for_deaths(self) -> None:
+        """For who computes, and waits for nobody: whether there is any sense in going on.
+
+        Raises:
+            DeadRankError: A rank has died, or others have noticed that one has.
+        """
+        for lane in self._lanes:
+            try:
+                lane.roll_call.answer(lane.status() or self._elsewhere())
+            except MPI.Exception as error:
+                raise dead_ranks(lane.roll_call.comm, f"axis {lane.axis!r}", error) or error from error
+
     def finish(self, work: Work) -> None:
         """Waits for one operation, and moves the others meanwhile."""
         silent_since = 0.0
