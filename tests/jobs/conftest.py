@@ -73,11 +73,16 @@ TINY = [
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty files of words in an order that has some structure."""
     folder = tmp_path_factory.mktemp("text")
+    write_text(folder)
+    return folder
+
+
+def write_text(folder: Path) -> None:
+    """Writes them."""
     rng = random.Random(1)
     for i in range(20):
         words = [WORDS[(j * (i + 1) + rng.randrange(3)) % len(WORDS)] for j in range(1500)]
         (folder / f"{i}.txt").write_text(" ".join(words), "utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")

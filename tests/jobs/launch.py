@@ -62,7 +62,12 @@ class Job:
 
     def ranks(self) -> list[int]:
         """The process ids of the ranks, in the order of their ranks."""
-        found = {}
+        found = self.processes()
+        return [found[rank] for rank in sorted(found)]
+
+    def processes(self) -> dict[int, int]:
+        """The process ids of those ranks that are there, by rank."""
+        found: dict[int, int] = {}
         for pid in descendants(self.process.pid):
             try:
                 environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -71,7 +76,7 @@ class Job:
             for entry in environ:
                 if entry.startswith((b"PMIX_RANK=", b"PMI_RANK=")):
                     found[int(entry.partition(b"=")[2])] = pid
-        return [found[rank] for rank in sorted(found)]
+        return found
 
     def kill(self) -> None:
         """SIGKILL to everything: launcher and ranks, as when the power of a host fails."""
