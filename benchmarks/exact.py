@@ -46,7 +46,7 @@ class Answer:
     as_summed: Error
     as_float32: Error  # as the optimizer gets it
     differing: int  # elements whose bits are others in the other order
-    overflowed_steps: int
+    redone_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class Exact:
         keep_freed_memory()
         mesh, environment = begin(world)
         training = Training(mesh, self.data, self.microbatches)
-        history, overflows = self._train(world, training)
+        histories, redone = self._train(world, training)
         mine = list(training.gradients())
-        times = self._time(world, training, history, mine)
+        times = self._time(world, training, histories, mine)
         training.deal_otherwise()
-        answers = self._sum(world, training, history, overflows, mine, list(training.gradients()))
+        answers = self._sum(world, training, histories, redone, mine, list(training.gradients()))
         training.close()
         if world.rank == 0:
             print(self._table(training, answers, times, environment), flush=True)
@@ -98,27 +98,28 @@ class Exact:
     def _hows(self) -> dict[str, Representation]:
         return representations(narrow_room=self.narrow_room, processor=self.processor)
 
-    def _train(self, world: Communicator, training: Training) -> tuple[History, dict[str, int]]:
-        """Collective: trains. Returns the grids of the next step, and in how many steps the grids were too small."""
-        history = History(training.sizes)
-        overflows = dict.fromkeys(self._hows, 0)
+    def _train(self, world: Communicator, training: Training) -> tuple[dict[str, History], dict[str, int]]:
+        """Collective: trains. Returns the grids of the next step, and in how many steps a grid was too small."""
+        histories = {name: History(how, training.sizes) for name, how in self._hows.items()}
+        redone = dict.fromkeys(histories, 0)
         for step in range(self.steps + 1):
             largest = largest_of_blocks(world, training.sizes, training.gradients())
-            overflowing = [name for name, how in self._hows.items() if history.overflowed(how, largest)]
-            for name in overflowing:
-                overflows[name] += 1
-            if step < self.steps or overflowing:
-                history.move_on(largest)  # if it is the last, the step is done again
+            for name, history in histories.items():
+                if history.overflowed(largest):
+                    redone[name] += 1
+                    history.move_on(largest)
+                if step < self.steps:
+                    history.move_on(largest)
             if step < self.steps:
                 training.step()
-        return history, overflows
+        return histories, redone
 
     def _sum(
         self,
         world: Communicator,
         training: Training,
-        history: History,
-        overflows: Mapping[str, int],
+        histories: Mapping[str, History],
+        redone: Mapping[str, int],
         mine: Sequence[Contribution],
         dealt_otherwise: Sequence[Contribution],
     ) -> list[Answer]:
@@ -129,12 +130,12 @@ class Exact:
             parts[name].add_(x)
         world.all_reduce(expected)
         answers = []
-        for key, how in self._hows.items():
+        for name, how in self._hows.items():
             sums = []
             for contributions in (mine, dealt_otherwise):
-                total = Sum(how, training.sizes, history.tops(how), self._bits, compiled=has_compiled(how))
-                for name, x in contributions:
-                    total.add(name, x)
+                total = Sum(how, training.sizes, histories[name].tops, self._bits, compiled=has_compiled(how))
+                for tensor, x in contributions:
+                    total.add(tensor, x)
                 world.all_reduce(total.totals)
                 sums.append(total)
             values = sums[0].values()
@@ -145,18 +146,18 @@ class Exact:
                     as_summed=error(values, expected, training.sizes),
                     as_float32=error(values.float().double(), expected, training.sizes),
                     differing=int((sums[0].totals != sums[1].totals).sum()),
-                    overflowed_steps=overflows[key],
+                    redone_steps=redone[name],
                 )
             )
         return answers
 
     def _time(
-        self, world: Communicator, training: Training, history: History, mine: Sequence[Contribution]
+        self, world: Communicator, training: Training, histories: Mapping[str, History], mine: Sequence[Contribution]
     ) -> dict[str, Seconds]:
         """Collective: adding this rank's gradients to those that are there, compiled and plain; of one microbatch."""
 
-        def adding(how: Representation, *, compiled: bool) -> Callable[[], None]:
-            total = Sum(how, training.sizes, history.tops(how), self._bits, compiled=compiled)
+        def adding(history: History, *, compiled: bool) -> Callable[[], None]:
+            total = Sum(history.how, training.sizes, history.tops, self._bits, compiled=compiled)
 
             def run() -> None:
                 for name, x in mine:
@@ -165,10 +166,10 @@ class Exact:
             return run
 
         contestants = {}
-        for name, how in self._hows.items():
-            contestants[f"{name} plain"] = adding(how, compiled=False)
-            if has_compiled(how):
-                contestants[f"{name} compiled"] = adding(how, compiled=True)
+        for name, history in histories.items():
+            contestants[f"{name} plain"] = adding(history, compiled=False)
+            if has_compiled(history.how):
+                contestants[f"{name} compiled"] = adding(history, compiled=True)
         times = take_turns(world, contestants, rounds=self.rounds, warmup=self.warmup)
         return {name: seconds / len(training.mine) for name, seconds in times.items()}
 
@@ -191,7 +192,7 @@ class Exact:
         ]
         for answer in answers:
             errors = "   ".join(_cells(error) for error in (answer.as_summed, answer.as_float32))
-            redone = "" if answer.how.rounds else f"{answer.overflowed_steps} of {self.steps + 1}"
+            redone = "" if answer.how.rounds else f"{answer.redone_steps} of {self.steps + 1}"
             lines.append(
                 f"  {answer.how.title:<24} {errors} {answer.kept_bits:>5} {answer.differing:>10} {redone:>9}".rstrip()
             )

@@ -24,6 +24,9 @@ from mpipar.train.step import TrainStep
 Contribution = tuple[str, Tensor]
 """The name of a weight, and the gradient of one of its uses in one microbatch: [n] float32."""
 
+LargestOfBlocks = Mapping[str, Sequence[float]]
+"""For each tensor the largest element of each of its blocks."""
+
 
 class Training:
     """The default model in training, whose gradients can be looked at before each step. Collective to build.
@@ -87,56 +90,51 @@ class Training:
 
 
 class History:
-    """The tops of the grids, as `parallel.exact.Grids` keeps them: for each tensor, and for each block of one.
+    """The tops of the grids of one representation, kept as `parallel.exact.Grids` keeps them.
 
     Args:
+        how: The representation.
         sizes: Elements of each tensor.
     """
 
-    def __init__(self, sizes: Mapping[str, int]):
-        self.by_tensor: dict[str, list[int]] = {name: [FIRST_TOP] for name in sizes}
-        self.by_block = {name: [FIRST_TOP] * -(-size // BLOCK) for name, size in sizes.items()}
-        self._seen = False
+    def __init__(self, how: Representation, sizes: Mapping[str, int]):
+        self.how = how
+        self._seen: dict[str, list[int | None]] = {
+            name: [None] * (-(-size // BLOCK) if how.blocks else 1) for name, size in sizes.items()
+        }
 
-    def tops(self, how: Representation) -> dict[str, list[int]]:
-        """Of the coming step."""
-        return self.by_block if how.blocks else self.by_tensor
+    @property
+    def tops(self) -> dict[str, list[int]]:
+        """Of the coming step: for each tensor one, or one for each block."""
+        return {name: [FIRST_TOP if top is None else top for top in tops] for name, tops in self._seen.items()}
 
-    def overflowed(self, how: Representation, largest: Mapping[str, Sequence[float]]) -> int:
-        """How many grids a contribution was too large for.
-
-        Args:
-            how: The representation.
-            largest: Of each block of each tensor, over all contributions.
-        """
-        if how.rounds:
-            return 0
-        values = largest if how.blocks else _of_tensors(largest)
-        tops = self.tops(how)
-        return sum(
-            value > 2.0 ** (top + how.room)
-            for name in tops
-            for top, value in zip(tops[name], values[name], strict=True)
+    def overflowed(self, largest: LargestOfBlocks) -> bool:
+        """Whether a contribution was too large for its grid."""
+        if self.how.rounds:
+            return False
+        values = self._per_grid(largest)
+        return any(
+            value > 2.0 ** (top + self.how.room)
+            for name, tops in self.tops.items()
+            for top, value in zip(tops, values[name], strict=True)
         )
 
-    def move_on(self, largest: Mapping[str, Sequence[float]]) -> None:
-        """To the next step."""
-        self.by_tensor = self._moved(self.by_tensor, _of_tensors(largest))
-        self.by_block = self._moved(self.by_block, largest)
-        self._seen = True
+    def move_on(self, largest: LargestOfBlocks) -> None:
+        """To the next step, or to the second attempt at one that overflowed."""
+        values = self._per_grid(largest)
+        self._seen = {
+            name: [next_top(top, value) for top, value in zip(tops, values[name], strict=True)]
+            for name, tops in self._seen.items()
+        }
 
-    def _moved(self, tops: Mapping[str, list[int]], largest: Mapping[str, Sequence[float]]) -> dict[str, list[int]]:
-        def move(top: int, value: float) -> int:
-            moved = next_top(top if self._seen else None, value)
-            return top if moved is None else moved
-
-        return {name: [move(top, value) for top, value in zip(tops[name], largest[name], strict=True)] for name in tops}
+    def _per_grid(self, largest: LargestOfBlocks) -> LargestOfBlocks:
+        return largest if self.how.blocks else {name: [max(values)] for name, values in largest.items()}
 
 
 def largest_of_blocks(
     comm: Communicator, sizes: Mapping[str, int], contributions: Iterable[Contribution]
-) -> dict[str, list[float]]:
-    """Collective: of each block of each tensor the largest element of any contribution on any rank."""
+) -> LargestOfBlocks:
+    """Collective: over all contributions on all ranks."""
     counts = {name: -(-size // BLOCK) for name, size in sizes.items()}
     largest = {name: np.zeros(count) for name, count in counts.items()}
     for name, x in contributions:
@@ -145,7 +143,3 @@ def largest_of_blocks(
     everywhere = comm.all_reduce(np.concatenate(list(largest.values())), "max")
     pieces = np.split(everywhere, np.cumsum(list(counts.values()))[:-1])
     return {name: piece.tolist() for name, piece in zip(counts, pieces, strict=True)}
-
-
-def _of_tensors(largest: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    return {name: [max(values)] for name, values in largest.items()}

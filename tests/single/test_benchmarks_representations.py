@@ -54,13 +54,15 @@ def test_no_order_shows_and_each_contribution_rounds_once(name: str, seed: int, 
 
 
 def test_grids_of_blocks_follow_their_own_values() -> None:
-    history = History({"a": 2 * BLOCK})
-    history.move_on({"a": [0.75, 2.0**-9]})
-    assert (history.by_tensor["a"], history.by_block["a"]) == ([0], [0, -8])
-    narrow = {name: history.overflowed(how, {"a": [1.0, 2.0**-5]}) for name, how in representations().items()}
-    assert narrow == {"float32": 0, "float64": 0, "int64": 0, "int32": 0, "blocks": 1}
-    history.move_on({"a": [0.125, 0.5]})
-    assert (history.by_tensor["a"], history.by_block["a"]) == ([0], [-1, 0])
+    histories = {name: History(how, {"a": 2 * BLOCK}) for name, how in EXACT.items()}
+    for history in histories.values():
+        history.move_on({"a": [0.75, 2.0**-9]})
+    assert histories["blocks"].tops == {"a": [0, -8]} and histories["int32"].tops == {"a": [0]}
+    overflowed = {name: history.overflowed({"a": [1.0, 2.0**-5]}) for name, history in histories.items()}
+    assert overflowed == {"float64": False, "int64": False, "int32": False, "blocks": True}
+    for history in histories.values():
+        history.move_on({"a": [0.125, 0.5]})
+    assert histories["blocks"].tops == {"a": [-1, 0]} and histories["int32"].tops == {"a": [0]}
 
 
 def test_errors_are_relative_to_what_was_expected() -> None:
