@@ -23,5 +23,6 @@ Each file answers one question or does one thing:
     machine      on what it was measured
     mpi_peer, gloo    the peers
     launches     one question under several MPIs, in turn
+    curves       the losses of several runs, on one line or not
     hosts        a job over several hosts on one machine; namespaces, delay_switch: how they are made
 """
