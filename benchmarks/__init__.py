@@ -4,6 +4,7 @@
     p2p          messages between neighbours
     overlap      how much of an all-reduce hides behind computation
     step         a data-parallel training step against torch DDP over gloo
+    exact        what should hold a sum of gradients that no order of addition shows in
 
 Every comparison is made in one run: the contestants take turns, a measurement of one ends before that of the next
 begins, and what is reported are medians of the slowest rank, and ratios of times that were taken side by side. What is
@@ -18,8 +19,10 @@ Each file answers one question or does one thing:
     measure      taking turns, ratios
     formats      tables of nccl-tests and of the OSU benchmarks, JSON
     plot         the picture of a table
+    gradients, representations    of exact: real gradients, and ways to hold their sums
     machine      on what it was measured
     mpi_peer, gloo    the peers
     launches     one question under several MPIs, in turn
+    curves       the losses of several runs, on one line or not
     hosts        a job over several hosts on one machine; namespaces, delay_switch: how they are made
 """

@@ -9,13 +9,14 @@ import tyro
 from benchmarks.all_gather import AllGather
 from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
+from benchmarks.exact import Exact
 from benchmarks.overlap import Overlap
 from benchmarks.p2p import PointToPoint
 from benchmarks.reduce_scatter import ReduceScatter
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
-Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step
+Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact
 
 
 def main(world: Communicator) -> None:
@@ -33,6 +34,7 @@ def _question() -> Question:
             "p2p": PointToPoint,
             "overlap": Overlap,
             "step": Step,
+            "exact": Exact,
         },
         prog="python -m benchmarks",
         args=sys.argv[1:],

@@ -10,23 +10,27 @@ from benchmarks.formats import LIMIT, Report
 from mpipar.errors import ConfigError
 from mpipar.storage import atomic_file
 
-# Okabe & Ito's palette, which people see alike whose colours differ.
-_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")
+COLORS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")
+"""Okabe & Ito's palette, which people see alike whose colours differ."""
 _LABEL_GAP = 0.055  # of a panel's height, between labels
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, flag: str = "--plot") -> None:
     """Refuses, before anything is measured, a picture that could not be drawn.
+
+    Args:
+        path: Where it is to be.
+        flag: The option that said so.
 
     Raises:
         ConfigError: matplotlib is missing, or the folder.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib, which is not installed: pip install 'mpipar[plots]'")
+        raise ConfigError(f"{flag} needs matplotlib, which is not installed: pip install 'mpipar[plots]'")
     if path.suffix != ".png":
-        raise ConfigError(f"--plot {path}: the name of a picture ends in .png")
+        raise ConfigError(f"{flag} {path}: the name of a picture ends in .png")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}")
+        raise ConfigError(f"{flag} {path}: there is no folder {path.absolute().parent}")
 
 
 def draw(report: Report, path: Path) -> None:
@@ -47,7 +51,7 @@ def draw(report: Report, path: Path) -> None:
             rows = report.of(name)
             speeds = [row.algbw if bandwidth == "algbw" else row.busbw for row in rows]
             limit = name == LIMIT
-            color = "0.45" if limit else _COLORS[number % len(_COLORS)]
+            color = "0.45" if limit else COLORS[number % len(COLORS)]
             style = {"linestyle": "--"} if limit else {"marker": "o", "markersize": 3.5}
             axes.plot([row.size for row in rows], speeds, color=color, linewidth=1.6, label=name, **style)
         axes.set_title(f"{bandwidth}, GB/s", loc="left", fontsize=10)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.launches import table
+from benchmarks.representations import representations
 from tests.jobs.launch import Outcome, mpirun, run
 
 TWO_SIZES = ["--min-bytes", "1024", "--max-bytes", "16384", "--factor", "16", "--rounds", "2", "--warmup", "1"]
@@ -106,9 +107,23 @@ def test_step_compares_four_ways() -> None:
         assert sum(line.startswith(f"  {name}") for line in outcome.lines) == 1
 
 
+def test_exact_compares_what_can_hold_a_sum(data: Path) -> None:
+    small = ["--microbatches", "4", "--steps", "1", "--rounds", "1", "--warmup", "0"]
+    outcome = ask("exact", "--data", str(data), *small).ok()
+    for title in (how.title for how in representations().values()):
+        rows = [line.removeprefix(f"  {title}").split() for line in outcome.lines if line.startswith(f"  {title}")]
+        errors, costs = rows[0], rows[1:]
+        differing = int(errors[7])
+        assert (differing > 0) == title.startswith("float32")
+        assert len(costs) == 1 or not title.startswith("float32")
+        assert ("float64" in title or "int64" in title) == (float(errors[0]) < 1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["exact", "--data", "nix"], "there is no data set at nix"),
+        (["exact", "--microbatches", "1"], "--microbatches 1 must be at least 2"),
         (["allreduce", "--max-bytes", "5"], "--min-bytes 4096 must be at least 1 and at most --max-bytes 5"),
         (["all_gather", "--algorithms", "arena,nix"], "there is no 'nix' here, only arena, private, mpi, gloo"),
         (["allreduce", "--algorithms", "hierarchical"], "no hierarchical: there is one host"),
