@@ -17,6 +17,7 @@ from mpipar.model import begin_microbatch
 from mpipar.parallel.exact import separate_use
 from mpipar.train import reproducible
 from mpipar.train.config import Config, DataConfig, TrainConfig
+from mpipar.train.dealing import Team
 from mpipar.train.loop import build_model, resolve
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
@@ -45,38 +46,41 @@ class Training:
         self.config = resolve(Config(data=DataConfig(dir=data), train=train), mesh)
         self._comm = mesh["dp"]
         with agreement(mesh.world):
-            self._source = Source(self.config, self._comm)
+            self._source = Source(self.config, Team.of(self._comm, self._comm.size), counter=None)
         reproducible.prepare(self.config, mesh.world)
         self.model = build_model(self.config, self._source.shards.vocab_size)
         self._take_step = TrainStep(self.model, self.config, self._comm)
         self.sizes = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         self._done = 0
+        self._mine = self._source.dealing.first
 
     @property
-    def mine(self) -> range:
+    def mine(self) -> Sequence[int]:
         """This rank's microbatches of a step."""
-        return self._source.mine
+        return self._mine
 
     def step(self) -> None:
         """Changes the weights. Collective."""
-        self._take_step(self._done, self._source, stop=False)
-        self._done += 1
+        computed = self._take_step.compute(self._done, self._source, stop=False)
+        if self._take_step.fits():
+            self._take_step.apply(computed)
+            self._done += 1
 
     def deal_otherwise(self) -> None:
         """From now on ranks take runs of microbatches, the last first, instead of every n-th."""
         run = range(self.config.train.num_microbatches)[self._comm.chunk(self.config.train.num_microbatches)]
-        self._source.mine = run[::-1]
+        self._mine = run[::-1]
 
     def gradients(self) -> Iterator[Contribution]:
         """Those of this rank's microbatches of the coming step. The weights, and the step's own, stay as they are."""
         train = self.config.train
         weights = dict(self.model.named_parameters())
-        for index, tokens in self._source.microbatches(self._done):
+        for index in self._mine:
             second: list[Tensor] = []  # of the tied weight, as the head's
             begin_microbatch(self.model, train.seed, self._done, index)
             as_head, self.model.as_head = self.model.as_head, partial(separate_use, add=second.append)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=train.precision == "bf16"):
-                loss, _ = self.model.loss(tokens)
+                loss, _ = self.model.loss(self._source.microbatch(self._done, index))
             self.model.as_head = as_head
             # Unlike backward(), this calls no hooks: nothing is added to the gradients of the step.
             found = torch.autograd.grad(loss, [weights[name] for name in self.sizes], allow_unused=True)
