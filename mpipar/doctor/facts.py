@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import mpipar
-from mpipar.comm import Communicator, Grid, Mesh
+from mpipar.comm import Communicator, Grid, Mesh, exact
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.train.step import bf16_is_fast
 
@@ -27,10 +27,11 @@ class RankFacts:
         host: The name of its host.
         cores: The cores it may run on.
         threads: How many threads torch takes by default.
-        threads_in_training: How many `mpipar.train` gives it.
+        cores_per_rank: How many of them are its share.
         software: Version by name, of what should be the same on all ranks.
         mpi: Its MPI library.
         fast_bf16: Whether its processor multiplies bfloat16 in hardware.
+        compiled_rounding: Whether the compiled half of exact sums is there.
         shm_bytes: The free room in /dev/shm, and its size; None if there is none.
         sees_folder: Whether a file that rank 0 made in its working directory is there for this rank.
     """
@@ -38,10 +39,11 @@ class RankFacts:
     host: str
     cores: frozenset[int]
     threads: int
-    threads_in_training: int
+    cores_per_rank: int
     software: dict[str, str]
     mpi: MpiFacts
     fast_bf16: bool
+    compiled_rounding: bool
     shm_bytes: tuple[int, int] | None
     sees_folder: bool
 
@@ -74,7 +76,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         host=platform.node(),
         cores=frozenset(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
-        threads_in_training=mesh.cores_per_rank(),
+        cores_per_rank=mesh.cores_per_rank(),
         software={
             "mpipar": mpipar.__version__,
             "Python": platform.python_version(),
@@ -84,6 +86,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         },
         mpi=mpi_facts(),
         fast_bf16=bf16_is_fast(),
+        compiled_rounding=exact.is_compiled(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),
     )

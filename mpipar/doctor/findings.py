@@ -48,6 +48,7 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_mpi([rank.mpi for rank in ranks])
     yield from judge_cores(ranks)
     yield from judge_bf16(ranks)
+    yield from judge_rounding(ranks)
     yield judge_gpu(gpu)
     yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
     yield from judge_shared_memory(ranks)
@@ -97,7 +98,7 @@ def judge_cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         here = [rank for rank in ranks if rank.host == host]
         cores = len(frozenset().union(*(rank.cores for rank in here)))
         ours = f"{host}: {plural(count, 'rank')} on {plural(cores, 'core')}"
-        default, training = here[0].threads, here[0].threads_in_training
+        default, training = here[0].threads, here[0].cores_per_rank
         if count > cores:
             yield Finding(
                 "note",
@@ -108,10 +109,16 @@ def judge_cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 f"{ours}: torch's default of {plural(default, 'thread')} a rank is too many",
-                f"mpipar.train sets {training}; in programs of your own: OMP_NUM_THREADS={training}",
+                f"mpipar.train sets 1; in programs of your own: OMP_NUM_THREADS={training}",
             )
         else:
-            yield Finding("ok", f"{ours}, {plural(training, 'torch thread')} a rank in training")
+            yield Finding("ok", ours)
+        if training > 1:
+            yield Finding(
+                "note",
+                f"{host}: there are {training} cores a rank, of which mpipar.train uses 1",
+                f"start more ranks, or give --train.threads {training}, which has other bits than 1",
+            )
 
 
 def judge_bf16(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -121,6 +128,19 @@ def judge_bf16(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         yield Finding("note", f"no bf16 instructions on {some(slow)}: --train.precision auto takes fp32")
     else:
         yield Finding("ok", "the processor multiplies bf16 in hardware: --train.precision auto takes it")
+
+
+def judge_rounding(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """How the sums of reproducible training are rounded."""
+    plain = sorted({rank.host for rank in ranks if not rank.compiled_rounding})
+    if plain:
+        yield Finding(
+            "note",
+            f"exact sums are rounded by torch on {some(plain)}: comm/rounding.c was not built",
+            "install a C compiler and run make setup again: rounding takes a quarter of the time, to the same bits",
+        )
+    else:
+        yield Finding("ok", "exact sums are rounded in one pass (comm/rounding.c)")
 
 
 def judge_gpu(gpu: GpuTransfer) -> Finding:

@@ -15,4 +15,4 @@ def test_this_job(comm: Communicator, shared_path: Path) -> None:
     findings = list(judge(ranks, folder_facts(shared_path), GpuTransfer("untried", "no CUDA device")))
     assert [str(finding) for finding in findings if finding.mark == "bad"] == []
     assert any(f"{comm.size} rank" in finding.text for finding in findings)
-    assert all(rank.sees_folder and rank.threads_in_training >= 1 for rank in ranks)
+    assert all(rank.sees_folder and rank.cores_per_rank >= 1 for rank in ranks)

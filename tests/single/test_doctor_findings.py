@@ -16,10 +16,11 @@ RANK = RankFacts(
     host="n1",
     cores=frozenset(range(8)),
     threads=1,
-    threads_in_training=1,
+    cores_per_rank=1,
     software={"mpipar": "0.1.0", "torch": "2.13.0"},
     mpi=MPI,
     fast_bf16=True,
+    compiled_rounding=True,
     shm_bytes=(30 * GIB, 32 * GIB),
     sees_folder=True,
 )
@@ -84,8 +85,14 @@ def test_ranks_bound_to_cores_of_their_own_do_not_share_them() -> None:
 
 
 def test_more_threads_than_cores() -> None:
-    [(mark, text)] = worse_than_ok([replace(RANK, threads=8, threads_in_training=2)] * 4)
+    [(mark, text), (idle, advice)] = worse_than_ok([replace(RANK, threads=8, cores_per_rank=2)] * 4)
     assert mark == "note" and "8 threads a rank is too many" in text and "OMP_NUM_THREADS=2" in text
+    assert idle == "note" and "there are 2 cores a rank" in advice and "--train.threads 2" in advice
+
+
+def test_without_a_compiler_rounding_is_slower() -> None:
+    [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_rounding=False)])
+    assert mark == "note" and "rounded by torch on n2" in text and "C compiler" in text
 
 
 @pytest.mark.parametrize(
