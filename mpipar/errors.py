@@ -32,6 +32,9 @@ class MpiparError(Exception):
         step: The training step in which it happened.
     """
 
+    passing = False
+    """Whether the same command, started again, may get further: so it is where the machine failed, not the input."""
+
     def __init__(self, message: str, *, rank: int | None = None, axis: str | None = None, step: int | None = None):
         super().__init__(message)
         self.message = message
@@ -83,21 +86,31 @@ class MessageError(MpiparError, ValueError):
 class StallError(MpiparError, TimeoutError):
     """A peer that did not answer before the deadline."""
 
+    passing = True
+
 
 class DeadRankError(MpiparError):
     """A rank that died, in a job that was started to survive it (`mpirun --with-ft ulfm`)."""
+
+    passing = True
 
 
 class LostRanksError(MpiparError):
     """Ranks died, and all that are left know it: what they attempted together has to be done again."""
 
+    passing = True
+
 
 class TooFewRanksError(MpiparError):
     """So many ranks died that the job shall not go on with the others."""
 
+    passing = True
+
 
 class CorruptionError(MpiparError):
     """Replicas that should be equal are not, and nobody can tell which is right."""
+
+    passing = True
 
 
 class DivergedError(MpiparError):

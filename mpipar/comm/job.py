@@ -6,7 +6,8 @@ A failing rank ends the job; it never leaves the others waiting. There are two w
   Where the block ends they exchange verdicts, and if one failed, all leave; the lowest failing rank says why.
 - Alone. Any other error ends all ranks at once, from the rank on which it happened.
 
-Either way one message is printed, without a traceback for an error of the input, and the exit code is not zero.
+Either way one message is printed, without a traceback for an error of the input, and the exit code is not zero. A
+supervisor, if there is one, is told of every end that another start would not change.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from mpipar.comm.communicator import Communicator
 from mpipar.comm.environment import launcher_mismatch, read_launch
@@ -24,19 +25,21 @@ from mpipar.comm.failure import can_survive, part
 from mpipar.comm.mpi import MPI, mpi_version
 from mpipar.comm.select import VARIABLE, wish
 from mpipar.errors import ConfigError, LaunchError, MpiparError, PeerError
+from mpipar.supervised import write_outcome
 
 Result = TypeVar("Result")
 
 EXIT_ERROR = 1
 
 
-def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = False) -> NoReturn:
-    """Runs `main(world)` as this process's whole life, and exits with what it returns (None is 0).
+def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, singletons: bool = False) -> NoReturn:
+    """Runs `main(world)` as this process's whole life, and exits with what it returns.
 
     Works under mpirun, and without it as a job of one rank.
 
     Args:
-        main: What the command does.
+        main: What the command does. It returns its exit code; None is 0, and so is "stopped", of a command that was
+            asked to stop before its end and would go on from there.
         singletons: Run it also where a launcher of another MPI has made n jobs of one rank out of one of n.
     """
     world = _begin()
@@ -45,14 +48,20 @@ def run_job(main: Callable[[Communicator], int | None], *, singletons: bool = Fa
     if terminal_device() is None:
         os.environ["TERM"] = "dumb"  # the libraries that print for us then leave out colours
     try:
-        code = main(world) or 0
+        code = _conclude(world, main(world))
+    except SystemExit as leaving:  # of all ranks, as for --help
+        _conclude(world, 0 if leaving.code is None else leaving.code if isinstance(leaving.code, int) else EXIT_ERROR)
+        raise
     except PeerError:
         code = EXIT_ERROR
     except KeyboardInterrupt:
         _leave(world, "interrupted", code=130)
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
+        write_outcome("failed", "nobody reads the output any more")
         world.abort(EXIT_ERROR) if world.size > 1 else os._exit(EXIT_ERROR)
     except MpiparError as error:
+        if not error.passing:
+            write_outcome("failed", str(error))
         if not getattr(error, "agreed", False):
             _leave(world, f"error: {error}", code=EXIT_ERROR)
         _say(world, f"error: {error}")
@@ -130,6 +139,7 @@ def _begin() -> Communicator:
         world = Communicator.world()
     except ConfigError as error:  # on all ranks
         if MPI.COMM_WORLD.rank == 0:
+            write_outcome("failed", str(error))
             print(f"mpipar: error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)
     if wish() != "auto" and world.rank == 0:
@@ -144,8 +154,21 @@ def _require_one_job(world: Communicator) -> None:
         return
     launch = read_launch(os.environ)
     if launch is None or launch.rank == 0:  # the others would say the same
+        write_outcome("failed", ": ".join(mismatch))
         _say(world, f"error: {LaunchError(': '.join(mismatch))}")
     sys.exit(EXIT_ERROR)
+
+
+def _conclude(world: Communicator, result: int | Literal["stopped"] | None) -> int:
+    """Tells the supervisor how a command ended that has come to its end on all ranks. Returns the exit code."""
+    code = 0 if result is None or result == "stopped" else result
+    # Of a world that has lost ranks nobody knows who is first: all say the same.
+    if world.rank == 0 or (can_survive() and world.mpi.Is_revoked()):
+        if code:
+            write_outcome("failed", f"exit code {code}")
+        else:
+            write_outcome("stopped" if result == "stopped" else "done")
+    return code
 
 
 def _say(world: Communicator, text: str) -> None:

@@ -15,6 +15,12 @@ _local_ranks = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
 if _local_ranks > (os.cpu_count() or 1):
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
+# A supervisor gives MPI's shared memory a folder of its own, so that it can be removed after a crash. Open MPI does
+# not make it, and without it does not share memory.
+_SHARED_MEMORY = "OMPI_MCA_btl_sm_backing_directory"
+if _SHARED_MEMORY in os.environ:
+    os.makedirs(os.environ[_SHARED_MEMORY], exist_ok=True)
+
 # A process that no launcher has started is a job of its own. Open MPI would all the same make memory for messages to
 # others on this host, and leave its file in /dev/shm, and look for a second for networks.
 _TRANSPORTS = "OMPI_MCA_btl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mpipar.train.stop import StopRequest
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from mpipar.comm import Communicator
 
 
-def main(world: Communicator, stop: StopRequest) -> None:
+def main(world: Communicator, stop: StopRequest) -> Literal["stopped"] | None:
     from mpipar.comm import decide_on_root
     from mpipar.train.config import parse
     from mpipar.train.loop import train
 
     config = decide_on_root(world, lambda: parse(sys.argv[1:]))
     world.progress.timeout_s = config.comm.timeout_s
-    train(config, world, stop)
+    return None if train(config, world, stop) else "stopped"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mpipar.comm import (
 from mpipar.comm.counter import Counter
 from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
+from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
 from mpipar.train.dealing import Team
@@ -50,8 +51,10 @@ from mpipar.train.verify import verify
 Task = Literal["take_over", "evaluate", "verify", "save", "conclude"]
 
 
-def train(config: Config, world: Communicator, stop: StopRequest) -> None:
+def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     """Trains the model that the settings describe. Collective over all ranks of the job.
+
+    Returns whether all steps are done: it may have been asked to stop before.
 
     Args:
         config: The settings, the same on all ranks.
@@ -88,7 +91,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> None:
         terminal.say(line)
     try:
         run = Run(config, mesh, workers, folder, source, step, terminal, identity)
-        run.finish(done, stop)
+        return run.finish(done, stop)
     finally:
         source.close()
         folder.release()
@@ -144,13 +147,15 @@ class Run:
         self._step = step
         self._terminal = terminal
         self._identity = identity
+        self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0
         self._asked = False
         self._todo: deque[Task] = deque()  # before the next step
         self._led = self._leads  # whether this rank has the record open
-        self._lost = ""  # who died last
+        self._dead: set[int] = set()  # of whom nobody has said yet that they died
+        self._lost = ""
         self._tasks = {
             "take_over": self._take_over,
             "evaluate": self._evaluate,
@@ -159,12 +164,16 @@ class Run:
             "conclude": self._conclude,
         }
 
-    def finish(self, done: int, stop: StopRequest) -> None:
-        """Runs the steps that follow `done` finished ones, to the last or until the job is asked to stop."""
+    def finish(self, done: int, stop: StopRequest) -> bool:
+        """Runs the steps that follow `done` finished ones, to the last or until the job is asked to stop.
+
+        Returns whether all are done.
+        """
         self._done = done
         if self._leads:
             with writing(self._folder.checkpoints):
                 discard_after(self._folder.checkpoints, done)
+            self._signs.give(done)  # from here on the run folder is of this run
             self._record.keep(done)
         self._terminal.begin(self._config.train.steps, done)
         if done == self._config.train.steps:
@@ -179,6 +188,7 @@ class Run:
             self._record.close()
         if can_survive():
             part(self._mesh.world)
+        return self._done == self._config.train.steps
 
     @property
     def _leads(self) -> bool:
@@ -206,6 +216,8 @@ class Run:
         self._todo += self._tasks_after(self._done)
         self._source.dealing.learn(computed.totals.counts.tolist(), computed.totals.seconds.tolist())
         self._record.step(measured)
+        if self._leads:
+            self._signs.give(self._done)
         if slow := self._stragglers.look(measured.rank_s):
             self._terminal.say(f"slow    {slow}")
         self._give_up_if_diverged(measured)
@@ -239,9 +251,11 @@ class Run:
         self._mesh = survivors(self._mesh.world, build)
         self._comm = self._mesh["dp"]
         self._source.dealing.move_to(Team.of(self._comm, self._workers))
-        dead = sorted(set(before) - set(self._comm.roster.origins))
+        self._dead |= set(before) - set(self._comm.roster.origins)
         took_s = time.perf_counter() - began
-        self._lost = f"{names(dead)} died in step {self._done + 1}: {self._comm.size} go on, after {took_s:.2f} s"
+        self._lost = (
+            f"{names(sorted(self._dead))} died in step {self._done + 1}: {self._comm.size} go on, after {took_s:.2f} s"
+        )
         if "take_over" not in self._todo:
             self._todo.appendleft("take_over")
 
@@ -263,6 +277,7 @@ class Run:
                     self._led = True
 
         attempt(self._mesh.world, take_over)
+        self._dead.clear()
         self._terminal.say(f"lost    {self._lost}")
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
@@ -303,6 +318,7 @@ class Run:
                     with self._mesh.world.progress.pulse.silent():
                         self._record.sync()
                         resume.save(self._folder, self._done, self._step, self._config, self._identity)
+                        self._signs.give(self._done, saved=self._done)
 
         attempt(self._mesh.world, save)
 

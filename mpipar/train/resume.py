@@ -13,6 +13,7 @@ from mpipar import checkpoint
 from mpipar.checkpoint import Checkpoint
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
+from mpipar.supervised import started_again
 from mpipar.train import reproducible
 from mpipar.train.config import Config, flag, to_table, to_toml
 from mpipar.train.run_folder import RunFolder
@@ -38,7 +39,7 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
         ConfigError: The run folder cannot be used.
     """
     said = "a fresh start"
-    if config.resume == "never" and folder.holds_a_run():
+    if config.resume == "never" and folder.holds_a_run() and not started_again():
         said = f"a fresh start; the earlier run is now {folder.move_aside()}"
     path = _find(config, folder)
     if path is not None:
@@ -90,14 +91,16 @@ def save(folder: RunFolder, done: int, step: TrainStep, config: Config, identity
 
 
 def _find(config: Config, folder: RunFolder) -> Path | None:
-    """The checkpoint that --resume means."""
-    if config.resume in ("auto", "never"):
-        return checkpoint.latest(folder.checkpoints)
+    """The checkpoint that --resume means. When a supervisor repeats the command, the run's own if there is one."""
+    own = checkpoint.latest(folder.checkpoints)
+    if config.resume in ("auto", "never") or (own is not None and started_again()):
+        return own
     path = Path(config.resume)
     if not path.is_dir():
         raise ConfigError(f"--resume {path} is not a folder: give auto, never, or the folder of a checkpoint or a run")
     found = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path) or path
-    if folder.holds_a_run() and folder.checkpoints.resolve() not in found.resolve().parents:
+    of_another = folder.checkpoints.resolve() not in found.resolve().parents
+    if of_another and folder.holds_a_run() and not started_again():
         raise ConfigError(
             f"--resume {path} is of another run than the one in --run.dir {folder.path}, and would take its place: "
             "give a new --run.dir"
