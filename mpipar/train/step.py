@@ -76,6 +76,9 @@ class TrainStep:
         self._survives = can_survive()
         self._comm = comm
         self._loss = torch.compile(model.loss) if config.train.compile else model.loss
+        if self._survives and not config.train.compile:  # which would cut the model in two at each hook
+            for layer in model.layers:
+                layer.register_forward_pre_hook(self._look_for_deaths)
 
     def compute(self, step: int, source: MicrobatchSource, *, stop: bool) -> Computed:
         """Computes and reduces the gradients of the step that follows `step` finished ones. Collective.
@@ -204,10 +207,9 @@ class TrainStep:
 
     def _add(self, step: int, microbatch: Microbatch, mine: Totals, *, sample_memory: bool) -> None:
         """Adds the gradient and the loss of one microbatch."""
-        progress = self._comm.progress
-        progress.pulse.beat()
+        self._comm.progress.pulse.beat()
         if self._survives:
-            progress.look_for_deaths()
+            self._look_for_deaths()
         begin_microbatch(self.model, self._config.train.seed, step, microbatch.index)
         with self._precision():
             loss, count = self._loss(microbatch.tokens)
@@ -220,6 +222,10 @@ class TrainStep:
         mine.owners[index] = self._comm.rank
         mine.faults[index] = self.replicas.take_fault() or not math.isfinite(mine.losses[index])
         mine.num_tokens += count
+
+    def _look_for_deaths(self, *_: object) -> None:
+        """In the middle of forward: in backward the replicas do."""
+        self._comm.progress.look_for_deaths()
 
     def _update(self, norm: float, num_tokens: int, lr: float) -> None:
         """Divides the summed gradients by the token count, clips their norm, and applies them."""
