@@ -24,5 +24,6 @@ Each file answers one question or does one thing:
     mpi_peer, gloo    the peers
     launches     one question under several MPIs, in turn
     curves       the losses of several runs, on one line or not
+    recovery     how long jobs stand still when a process of theirs is killed; watched, ddp_worker: what it starts
     hosts        a job over several hosts on one machine; namespaces, delay_switch: how they are made
 """

@@ -81,31 +81,42 @@ def begin(world: Communicator) -> tuple[Mesh, Environment]:
     torch.set_num_threads(1)
     mesh = Mesh(world, Grid.of(world.size))
     cores = set().union(*mesh.host.all_gather_object(os.sched_getaffinity(0)))
-    versions = {name: version(name) for name in ("mpi4py", "torch", "numpy")}
     return mesh, Environment(
         command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
         date=time.strftime("%Y-%m-%d"),
-        versions={"mpipar": mpipar.__version__, **versions, "Python": platform.python_version()},
+        versions=versions(),
         mpi=mpi_version(),
         mpi_waiting=waiting(),
-        mpi_settings=[f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_setting(name)],
+        mpi_settings=mpi_settings(),
         ranks=world.size,
         hosts=mesh.num_hosts,
         threads=torch.get_num_threads(),
         cores=len(cores),
         ranks_on_host=mesh.host.size,
-        processor=_processor(),
+        processor=processor(),
         system=f"{platform.system()} {platform.release()}",
     )
 
 
-def _is_setting(name: str) -> bool:
-    return name.startswith(_SETTINGS) and name not in _OF_MPIRUN
+def versions() -> dict[str, str]:
+    """Of the programs that take part, by name."""
+    others = {name: version(name) for name in ("mpi4py", "torch", "numpy")}
+    return {"mpipar": mpipar.__version__, **others, "Python": platform.python_version()}
 
 
-def _processor() -> str:
+def mpi_settings() -> list[str]:
+    """NAME=VALUE, of the environment."""
+    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_setting(name)]
+
+
+def processor() -> str:
+    """What the cores are."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(_SETTINGS) and name not in _OF_MPIRUN

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.launches import table
 from benchmarks.representations import representations
+from mpipar.comm.environment import mpi_facts
 from tests.jobs.launch import Outcome, mpirun, run
 
 TWO_SIZES = ["--min-bytes", "1024", "--max-bytes", "16384", "--factor", "16", "--rounds", "2", "--warmup", "1"]
@@ -119,6 +120,16 @@ def test_exact_compares_what_can_hold_a_sum(data: Path) -> None:
         assert ("float64" in title or "int64" in title) == (float(errors[0]) < 1e-12)
 
 
+@pytest.mark.skipif(mpi_facts().fault_tolerance == "absent", reason="this MPI has no fault tolerance")
+def test_recovery_kills_a_rank_and_sees_the_other_go_on(data: Path) -> None:
+    few = ["--ranks", "2", "--least", "1", "--jobs", "1", "--by-hand", "0", "--torchrun", "0"]
+    outcome = run(0, "-m", "benchmarks.recovery", "--data", str(data), *few).ok()
+    (row,) = [line.split() for line in outcome.lines if line.startswith("  mpipar, 2 ranks ")]
+    least, low, median, high, most, count, failed, step_s = map(float, row[3:])
+    assert 0 < least == low == median == high == most and (count, failed) == (1, 0) and step_s > 0
+    assert sum(line.startswith("# of mpipar's, from noticing") for line in outcome.lines) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -140,3 +151,8 @@ def test_one_rank_is_refused() -> None:
 
 def test_launches_that_cannot_be_are_refused() -> None:
     run(0, "-m", "benchmarks.launches", "--launch", "nix", "--launch", "python", "--", "p2p").refused("no program nix")
+
+
+def test_deaths_that_cannot_be_are_refused() -> None:
+    run(0, "-m", "benchmarks.recovery", "--ranks", "2", "--least", "2").refused("--least 2 must be at least 1")
+    run(0, "-m", "benchmarks.recovery", "--data", "nix").refused("--data nix does not exist")
