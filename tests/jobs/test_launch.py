@@ -116,8 +116,8 @@ def mpirun_of(job: Job) -> int:
 
 
 def said(outcome: Outcome) -> list[str]:
-    """The supervisor's own lines."""
-    return [line for line in outcome.lines if line.startswith("launch:")]
+    """The supervisor's own lines. What the job was writing when it was killed may stand before one."""
+    return [line[line.index("launch: ") :] for line in outcome.lines if "launch: " in line]
 
 
 @pytest.mark.parametrize("what", ["mpirun", "a rank", "all ranks", "a rank hangs"])
