@@ -57,7 +57,6 @@ def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, 
     except KeyboardInterrupt:
         _leave(world, "interrupted", code=130)
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
-        write_outcome("failed", "nobody reads the output any more")
         world.abort(EXIT_ERROR) if world.size > 1 else os._exit(EXIT_ERROR)
     except MpiparError as error:
         if not error.passing:

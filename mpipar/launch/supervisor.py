@@ -16,7 +16,7 @@ from mpipar.launch.hosts import Host, Remote, allocated_hosts, kill_script, pars
 from mpipar.launch.job import Job
 from mpipar.launch.mpirun import find_mpirun, forwarded
 from mpipar.launch.options import Options
-from mpipar.launch.processes import SHARED_MEMORY
+from mpipar.launch.processes import SHARED_MEMORY, end_descendants
 from mpipar.launch.requests import Requests
 from mpipar.launch.verdict import EXIT_DONE, End, Limits, judge
 from mpipar.launch.watch import Patience, Watch
@@ -63,6 +63,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *error: object) -> None:
+        end_descendants()  # of which there are some if an error has led here
         for path in (self._folder, self._files, self._shared_memory):
             shutil.rmtree(path, ignore_errors=True)
         remove = shlex.join(["rm", "-rf", str(self._files), str(self._shared_memory)])
