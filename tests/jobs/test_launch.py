@@ -6,6 +6,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,7 @@ def test_a_death_before_mpi_is_there(supervised: Supervised) -> None:
 def test_a_supervisor_that_is_killed_takes_the_job_along(supervised: Supervised, train: Arguments) -> None:
     job = supervised.start(*train("--train.steps", 100_000))
     job.wait_for("step      3/", TIME_LIMIT_S)
+    supervised.note_files()
     job.process.kill()
     job.process.wait()
     deadline = time.monotonic() + 30
@@ -217,6 +219,8 @@ def test_a_supervisor_that_is_killed_takes_the_job_along(supervised: Supervised,
         time.sleep(0.1)
     assert not supervised.processes()
     assert not list(supervised.temporary.glob("*/start-1/ompi.*")), "mpirun has left in good order"
+    for name in supervised.names:  # nobody is left who would
+        shutil.rmtree(Path("/dev/shm", name), ignore_errors=True)
 
 
 def test_the_wrong_options(supervised: Supervised) -> None:

@@ -180,7 +180,7 @@ def test_going_on_from_another_run_needs_a_folder_of_its_own(train: Arguments, t
 
 
 def test_a_folder_that_a_running_job_has_is_refused(train: Arguments, tmp_path: Path) -> None:
-    job = Job(1, *train("--train.steps", 100_000))
+    job = Job(1, *train("--train.steps", 100_000, "--checkpoint.every", 100_000))
     job.wait_for("step      1/")
     for resume in ("auto", "never"):
         run(0, *train("--train.steps", 5, "--resume", resume)).refused("is in use by process", "another --run.dir")
