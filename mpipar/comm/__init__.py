@@ -22,7 +22,8 @@ failure         going on without ranks that died
 watchdog        ends ranks that hang
 call            what a rank called, compared between ranks
 prepared        what is called again with the same tensor
-progress        what moves and completes it all
+pending         what an algorithm waits for: messages, neighbours
+progress        what moves it all
 roll_call       who is there, when nothing moves
 buffers         from an array to bytes and values
 environment     what this machine's MPI and launcher are
@@ -30,7 +31,8 @@ mpi             the import of mpi4py
 """
 
 from mpipar.comm.communicator import Communicator
-from mpipar.comm.failure import attempt, can_survive, part, start_watchdog, survivors
+from mpipar.comm.environment import can_survive
+from mpipar.comm.failure import attempt, part, start_watchdog, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
 from mpipar.comm.mesh import Grid, Mesh
 from mpipar.comm.mpi import mpi_version

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpipar.comm.buffers import MOVABLE, Buffer
 from mpipar.comm.p2p import Wire
-from mpipar.comm.progress import Algorithm
+from mpipar.comm.pending import Algorithm
 from mpipar.errors import MessageError
 
 KINDS = (

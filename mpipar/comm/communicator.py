@@ -27,8 +27,9 @@ from mpipar.comm.call import Call, checksum, compared, is_compared
 from mpipar.comm.host import HOST_BYTES, Host, open_host
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
+from mpipar.comm.pending import Algorithm
 from mpipar.comm.prepared import Operation, Prepared
-from mpipar.comm.progress import Algorithm, Progress, Work
+from mpipar.comm.progress import Progress, Work
 from mpipar.comm.roster import Roster
 from mpipar.comm.select import AllReduce, select
 from mpipar.comm.topology import Topology

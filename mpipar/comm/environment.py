@@ -28,9 +28,8 @@ LAUNCHERS = (
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 
-
 # What `mpirun --with-ft ulfm` sets for its ranks. Setting it by hand does not turn ULFM on.
-ULFM_IS_ON = "OMPI_MCA_mpi_ft_enable"
+_ULFM_IS_ON = "OMPI_MCA_mpi_ft_enable"
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,11 @@ def mpi_facts() -> MpiFacts:
     )
 
 
+def can_survive() -> bool:
+    """Whether this job was started to go on without ranks that die."""
+    return os.environ.get(_ULFM_IS_ON) == "1"
+
+
 def _fault_tolerance() -> Literal["absent", "off", "on"]:
     """ULFM: Open MPI 5 has it and uses it under `mpirun --with-ft ulfm`. MPICH has the calls, but not the survival."""
     if "Open MPI" not in mpi_version():
@@ -119,7 +123,7 @@ def _fault_tolerance() -> Literal["absent", "off", "on"]:
         MPI.COMM_SELF.Get_failed()
     except (NotImplementedError, MPI.Exception):
         return "absent"
-    return "on" if os.environ.get(ULFM_IS_ON) == "1" else "off"
+    return "on" if can_survive() else "off"
 
 
 @dataclass(frozen=True)

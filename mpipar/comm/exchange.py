@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mpipar.comm.buffers import Buffer
 from mpipar.comm.p2p import LARGEST_MESSAGE_BYTES, Wire, segments
-from mpipar.comm.progress import Algorithm, Message
+from mpipar.comm.pending import Algorithm, Message
 
 _ROUNDS_AHEAD = 4
 

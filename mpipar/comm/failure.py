@@ -25,7 +25,7 @@ from functools import partial
 from typing import TypeVar
 
 from mpipar.comm.communicator import Communicator
-from mpipar.comm.environment import ULFM_IS_ON
+from mpipar.comm.environment import can_survive
 from mpipar.comm.mpi import MPI
 from mpipar.comm.progress import Progress
 from mpipar.comm.roll_call import is_failure
@@ -33,11 +33,6 @@ from mpipar.comm.watchdog import Watch
 from mpipar.errors import DeadRankError, LostRanksError
 
 Result = TypeVar("Result")
-
-
-def can_survive() -> bool:
-    """Whether this job was started to go on without ranks that die."""
-    return os.environ.get(ULFM_IS_ON) == "1"
 
 
 def attempt(world: Communicator, action: Callable[[], Result]) -> Result:

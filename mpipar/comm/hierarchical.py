@@ -22,7 +22,7 @@ from mpipar.comm.buffers import Buffer, Op, accumulate
 from mpipar.comm.call import Call
 from mpipar.comm.host import Host
 from mpipar.comm.p2p import Wire, chunk_bounds
-from mpipar.comm.progress import Algorithm
+from mpipar.comm.pending import Algorithm
 from mpipar.comm.ring import Chunks, adding_and_replacing, circulate
 from mpipar.comm.sums import plan_sum, run
 from mpipar.comm.topology import Topology

@@ -26,7 +26,7 @@ from mpipar.comm.buffers import Buffer
 from mpipar.comm.call import Call, compared, mismatch
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import MEETING_TAG, Account, Wire, barrier
-from mpipar.comm.progress import Pending
+from mpipar.comm.pending import Pending
 
 SLOT_BYTES = 512 << 10
 

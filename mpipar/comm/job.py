@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from typing import Literal, NoReturn, TypeVar
 
 from mpipar.comm.communicator import Communicator
-from mpipar.comm.environment import launcher_mismatch, read_launch
-from mpipar.comm.failure import can_survive, part
+from mpipar.comm.environment import can_survive, launcher_mismatch, read_launch
+from mpipar.comm.failure import part
 from mpipar.comm.mpi import MPI, mpi_version
 from mpipar.comm.select import VARIABLE, wish
 from mpipar.errors import ConfigError, LaunchError, MpiparError, PeerError

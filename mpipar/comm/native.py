@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import Wire
-from mpipar.comm.progress import Algorithm, Message
+from mpipar.comm.pending import Algorithm, Message
 
 _TYPES = {
     "float32": MPI.FLOAT,

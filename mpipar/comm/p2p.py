@@ -13,7 +13,7 @@ import numpy as np
 
 from mpipar.comm.buffers import Buffer, Scratch
 from mpipar.comm.mpi import MPI
-from mpipar.comm.progress import Algorithm, Message
+from mpipar.comm.pending import Algorithm, Message
 from mpipar.comm.roll_call import ROLL_CALL_TAG
 from mpipar.errors import MessageError
 

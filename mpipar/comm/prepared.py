@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpipar.comm.call import Call
 from mpipar.comm.p2p import Wire
-from mpipar.comm.progress import Algorithm
+from mpipar.comm.pending import Algorithm
 
 
 @dataclass(frozen=True, slots=True)

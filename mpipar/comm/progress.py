@@ -1,98 +1,26 @@
-"""Moving communication forward: started operations, and the one place where they are completed.
+"""Moving communication forward: started operations, and the one loop that waits for them.
 
-An algorithm is a generator. It posts messages, or meets its neighbours, and yields each thing it has to wait for; it
-reads like blocking code, and who drives it decides whether it blocks:
-
-    for segment in ...:
-        yield incoming            # resumes when the message is here
-        x.combine(...)
-
-`Progress` drives the generators that have been started. Those of one communicator, its lane, run one after the other in
-the order of their start, which is the same on all ranks, so ranks never negotiate what comes next. `poll` advances
-whatever can advance without waiting (called from backward hooks: communication overlaps with computation without a
-thread); `finish` polls until one operation is done or nothing has moved for `timeout_s`.
-
-MPI's requests are completed in `Message.through` alone, one at a time, in the order in which the generator yields them:
-receives before the sends that they enable. MPI_Waitall is not used: under fault tolerance it frees requests that failed
-while their peers still answer, which makes a job impossible to repair.
+`Progress` drives the generators that have been started (see `pending`). Those of one communicator, its lane, run one
+after the other in the order of their start, which is the same on all ranks, so ranks never negotiate what comes next.
+`poll` advances whatever can advance without waiting (called from backward hooks: communication overlaps with
+computation without a thread); `finish` polls until one operation is done or nothing has moved for `timeout_s`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
+from mpipar.comm.environment import can_survive
 from mpipar.comm.mpi import MPI
-from mpipar.comm.roll_call import RollCall, dead_ranks
+from mpipar.comm.pending import Algorithm, Message, Pending
+from mpipar.comm.roll_call import RollCall, explained
 from mpipar.comm.watchdog import Pulse
 from mpipar.errors import DeadRankError, MessageError, StallError
-
-
-class Pending(ABC):
-    """What an algorithm waits for."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def through(self) -> bool:
-        """Whether it has happened. Asking is also what moves it."""
-
-
-class Message(Pending):
-    """A posted message.
-
-    Args:
-        request: MPI's.
-        peer: The rank in the communicator that it comes from or goes to; None if MPI talks to all of them.
-        receiving: Whether it comes.
-        num_bytes: Its size.
-    """
-
-    __slots__ = ("_request", "_through", "num_bytes", "peer", "receiving")
-
-    def __init__(self, request: MPI.Request, peer: int | None, *, receiving: bool, num_bytes: int):
-        self._request = request
-        self._through = False
-        self.peer = peer
-        self.receiving = receiving
-        self.num_bytes = num_bytes
-
-    def through(self) -> bool:
-        """Whether the message is through. Testing is also what makes MPI move all the others.
-
-        Raises:
-            MessageError: It is shorter or longer than the memory that awaits it.
-        """
-        if self._through:
-            return True
-        if not self.receiving:
-            self._through = self._request.Test()
-            return self._through
-        status = MPI.Status()
-        try:
-            self._through = self._request.Test(status)
-        except MPI.Exception as error:
-            if error.Get_error_class() == MPI.ERR_TRUNCATE:
-                raise self._mismatch(f"more than {self.num_bytes:,}") from error
-            raise
-        if self._through and self.peer is not None:
-            arrived = status.Get_count(MPI.BYTE)
-            if arrived != self.num_bytes:
-                raise self._mismatch(f"{arrived:,}")
-        return self._through
-
-    def _mismatch(self, sent: str) -> MessageError:
-        return MessageError(
-            f"rank {self.peer} sent {sent} bytes where {self.num_bytes:,} were expected: all ranks must make this "
-            "call with the same size and dtype"
-        )
-
-
-Algorithm = Iterator[Pending]
 
 
 class Lane:
@@ -183,9 +111,7 @@ class Work:
             self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
             self.error.__cause__ = error  # whose traceback keeps alive what messages may still be written into
         except MPI.Exception as error:
-            self.error = dead_ranks(self.lane.roll_call.comm, f"{self} on axis {self.lane.axis!r}", error) or error
-            if self.error is not error:
-                self.error.__cause__ = error
+            self.error = self.explained(error)
         except Exception as error:
             self.error = error
         except BaseException:  # an interrupt: who catches it must not take this for done
@@ -195,6 +121,10 @@ class Work:
         self._pending = None
         self.done = True
         return True
+
+    def explained(self, error: MPI.Exception) -> Exception:
+        """The error of this operation if that is MPI's: it names who has died."""
+        return explained(self.lane.roll_call.comm, f"{self} on axis {self.lane.axis!r}", error)
 
 
 class Progress:
@@ -210,6 +140,7 @@ class Progress:
     def __init__(self, timeout_s: float = 600.0):
         self.timeout_s = timeout_s
         self.pulse = Pulse()
+        self._survives = can_survive()
         self._lanes: list[Lane] = []
         self._busy: list[Lane] = []
         self._failed: list[Work] = []
@@ -280,14 +211,14 @@ class Progress:
     def look_for_deaths(self) -> None:
         """For who computes, and waits for nobody: whether there is any sense in going on.
 
+        Where ranks cannot be survived it does nothing: a death ends the job.
+
         Raises:
             DeadRankError: A rank has died, or others have noticed that one has.
         """
-        for lane in self._lanes:
-            try:
-                lane.roll_call.answer(lane.status() or self._elsewhere())
-            except MPI.Exception as error:
-                raise dead_ranks(lane.roll_call.comm, f"axis {lane.axis!r}", error) or error from error
+        if self._survives:
+            for lane, error in self._answer_roll_calls():
+                raise explained(lane.roll_call.comm, f"axis {lane.axis!r}", error)
 
     def finish(self, work: Work) -> None:
         """Waits for one operation, and moves the others meanwhile."""
@@ -303,7 +234,7 @@ class Progress:
             os.sched_yield()
             if idle_polls % _POLLS_PER_LOOK == 0:
                 waited_s = time.monotonic() - silent_since
-                self._answer_roll_calls()
+                self._hear()
                 self.pulse.beat()
                 if waited_s > _PATIENCE_S:
                     time.sleep(_NAP_S)
@@ -324,34 +255,41 @@ class Progress:
         if lane not in self._busy:
             self._busy.append(lane)
 
-    def _answer_roll_calls(self) -> None:
-        """Says what this rank is doing to whoever asks; this is also where the death of a rank is noticed."""
+    def _answer_roll_calls(self) -> Iterator[tuple[Lane, MPI.Exception]]:
+        """Says what this rank is doing to whoever asks; gives the lanes in which it hears that a rank is dead."""
         for lane in self._lanes:
             try:
-                lane.roll_call.answer(lane.status() or self._elsewhere())
+                lane.roll_call.answer(partial(self._doing, lane))
             except MPI.Exception as error:
-                self._fail(lane, error)
+                yield lane, error
+
+    def _hear(self) -> None:
+        """For who waits: answers roll calls, and ends what waits for the dead."""
+        for lane, error in self._answer_roll_calls():
+            self._fail(lane, error)
 
     def _fail(self, lane: Lane, error: MPI.Exception) -> None:
         """Ends what waits on a lane of which a rank is dead."""
         if not lane.busy:
             return
         for work in (*lane.queue, *lane.loose):
-            work.error = dead_ranks(lane.roll_call.comm, f"{work} on axis {lane.axis!r}", error) or error
+            work.error = work.explained(error)
             work.done = True
             self._retired(work)
         lane.queue.clear()
         lane.loose.clear()
         self._busy = [lane for lane in self._busy if lane.busy]
 
-    def _elsewhere(self) -> str:
-        return next((f"{lane.status()} on axis {lane.axis!r}" for lane in self._busy), "")
+    def _doing(self, lane: Lane) -> str:
+        """What this rank is doing on a lane, or else on another."""
+        elsewhere = (f"{busy.status()} on axis {busy.axis!r}" for busy in self._busy)
+        return lane.status() or next(elsewhere, "")
 
     def _report_stall(self, work: Work, waited_s: float) -> NoReturn:
         """Names what is waited for and who is missing. What blocks is the head of the queue, not what waits behind."""
         lane = work.lane
         head = lane.queue[0] if work in lane.queue else work
-        absent = lane.roll_call.take(str(head), head.only_peer, self._answer_roll_calls)
+        absent = lane.roll_call.take(str(head), head.only_peer, self._hear)
         if work.error is not None:  # a death, noticed meanwhile
             raise work.error
         raise StallError(

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.p2p import Wire, chunk_bounds, segments
-from mpipar.comm.progress import Algorithm, Message
+from mpipar.comm.pending import Algorithm, Message
 
 SEGMENT_BYTES = 2 << 20
 _RECEIVES_AHEAD = 4

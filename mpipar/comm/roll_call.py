@@ -34,14 +34,17 @@ class RollCall:
         self._heard: dict[int, str] = {}  # by rank
         self._under_way: list[tuple[MPI.Request, object]] = []
 
-    def answer(self, status: str) -> None:
+    def answer(self, status: Callable[[], str]) -> None:
         """Hears who has called, and tells them what this rank is doing.
+
+        Args:
+            status: Says what it is doing. Hardly ever anybody asks.
 
         Raises:
             MPI.Exception: A rank is dead, in a job that was started to survive it.
         """
         for rank in self._listen():
-            self._tell(rank, _ANSWER + status)
+            self._tell(rank, _ANSWER + status())
 
     def take(self, status: str, peer: int | None, meanwhile: Callable[[], None]) -> str:
         """Calls, and says who did not answer.
@@ -95,14 +98,16 @@ def is_failure(error: MPI.Exception) -> bool:
     return error.Get_error_class() in kinds
 
 
-def dead_ranks(comm: MPI.Comm, where: str, error: MPI.Exception) -> DeadRankError | None:
-    """The error that names who has died, if that is what MPI's error says."""
+def explained(comm: MPI.Comm, where: str, error: MPI.Exception) -> Exception:
+    """The error that names who has died, if that is what MPI's error says; else that error."""
     if not is_failure(error):
-        return None
+        return error
     failed = comm.Get_failed()
     ranks = MPI.Group.Translate_ranks(failed, None, comm.Get_group())
     who = names(ranks) + " died" if ranks else "the communicator was revoked"
-    return DeadRankError(f"{where}: {who}. The others cannot go on without")
+    dead = DeadRankError(f"{where}: {who}. The others cannot go on without")
+    dead.__cause__ = error
+    return dead
 
 
 def _report(status: str, own: int, others: Sequence[int], heard: dict[int, str], dead: Sequence[int]) -> str:

@@ -29,7 +29,7 @@ from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
 from mpipar.comm.p2p import chunk_bounds, segments
-from mpipar.comm.progress import Algorithm
+from mpipar.comm.pending import Algorithm
 from mpipar.comm.sums import Step, plan_copy, plan_sum, plan_sum_into, run
 
 # Up to here more than two ranks take less time for adding up all slots than for meeting once more; and up to there it
