@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpipar.comm import Communicator, Work, can_survive
+from mpipar.comm import Communicator, Work
 from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.parallel.buckets import (
     Allocate,
@@ -87,7 +87,6 @@ class DataParallel:
         self.model = model
         self.comm = comm
         self.grids = grids
-        self._survives = can_survive()
         self.largest: dict[str, float] = {}
         plan = plan_buckets(model, bucket_bytes)
         self._arena: Arena | None = None
@@ -210,8 +209,7 @@ class DataParallel:
                     f"the gradient of {slot.name} changed while it was being reduced: run one backward inside "
                     "final_backward(), the last of the step, and call reduce() before the next"
                 )
-            if self._survives:  # a death is noticed in the middle of backward, not only behind it
-                self.comm.progress.look_for_deaths()
+            self.comm.progress.look_for_deaths()  # in the middle of backward, not only behind it
             self.buckets[index].take(slot)
             if not self._final:
                 return

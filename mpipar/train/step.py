@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mpipar import checkpoint
-from mpipar.comm import Communicator, agreement, can_survive
+from mpipar.comm import Communicator, agreement
 from mpipar.data import Microbatch
 from mpipar.errors import DataError
 from mpipar.model import Transformer, begin_microbatch
@@ -73,10 +73,9 @@ class TrainStep:
         self.tokens_seen = 0
         self._memory = PeakMemory()
         self._config = config
-        self._survives = can_survive()
         self._comm = comm
         self._loss = torch.compile(model.loss) if config.train.compile else model.loss
-        if self._survives and not config.train.compile:  # which would cut the model in two at each hook
+        if not config.train.compile:  # which would cut the model in two at each hook
             for layer in model.layers:
                 layer.register_forward_pre_hook(self._look_for_deaths)
 
@@ -208,8 +207,7 @@ class TrainStep:
     def _add(self, step: int, microbatch: Microbatch, mine: Totals, *, sample_memory: bool) -> None:
         """Adds the gradient and the loss of one microbatch."""
         self._comm.progress.pulse.beat()
-        if self._survives:
-            self._look_for_deaths()
+        self._look_for_deaths()
         begin_microbatch(self.model, self._config.train.seed, step, microbatch.index)
         with self._precision():
             loss, count = self._loss(microbatch.tokens)
