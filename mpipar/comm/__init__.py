@@ -1,6 +1,7 @@
 """Messages between ranks. The only package that imports mpi4py or CuPy.
 
 communicator    the operations, as the rest of mpipar calls them
+operations      what a call comes to
 mesh            ranks along named axes
 job             how a command starts, agrees on errors, and ends
 
@@ -11,8 +12,10 @@ select          which all-reduce for which array
   native          MPI's own
 exchange        all-to-all
 
-host            where the ranks of a host meet
-arena           memory that they share
+memory          what the ranks of a communicator share on each host
+  host            where they meet
+  arena           where their arrays lie
+  segment         memory of one process that others open
 sums            additions and copies, planned once
 exact           sums that do not round
 topology        which ranks share a host

@@ -1,31 +1,23 @@
 """Memory that the ranks of one host share: a segment of each rank, mapped by all of them.
 
-The memory has no name in any file system, so it is gone when the last process is, however that one ends, and a
-container's small /dev/shm is no limit. Neighbours open it through /proc, and look for a random mark in it: ranks in
-containers of their own may find some other process under the number that they were given.
+An array at one place in the segments of all is a column: its rows can be added up where they are.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import secrets
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mpipar.comm.buffers import Buffer
+from mpipar.comm.segment import Exchange, open_segments
 
 _ALIGNMENT = 4096
-_MARK_BYTES = 16
 _MOST_COLUMNS = 1024  # that are remembered
-
-Exchange = Callable[[Any], list[Any]]
-"""Gives every rank of the host the objects of all, by rank."""
 
 
 class Arena:
@@ -102,61 +94,12 @@ def open_arena(exchange: Exchange, rank: int, num_bytes: int) -> Arena | str:
         rank: This process's own.
         num_bytes: The size of each segment.
     """
-    descriptor = -1
-    segments: list[mmap.mmap] = []
-    handle: Handle | str
-    try:
-        handle = _create_segment(num_bytes)
-        descriptor = handle.descriptor
-    except OSError as error:
-        handle = f"{num_bytes:,} bytes of shared memory cannot be had: {error.strerror}"
-    handles: list[Handle | str] = exchange(handle)
-    problem = next((text for text in handles if isinstance(text, str)), None)
-    try:
-        if problem is None:
-            segments = [_map_segment(handle, num_bytes) for handle in handles if isinstance(handle, Handle)]
-    except (OSError, ValueError) as error:  # ValueError: the neighbour's segment is smaller
-        problem = f"a neighbour's memory cannot be opened: {getattr(error, 'strerror', None) or error}"
-    problems: list[str | None] = exchange(problem)
-    problem = next((text for text in problems if text is not None), None)
-    if descriptor >= 0:
-        os.close(descriptor)  # the memory lives on in the maps
-    if problem is not None:
-        return problem
-    segments[rank][:_MARK_BYTES] = bytes(_MARK_BYTES)
-    return Arena(segments, rank)
-
-
-class Handle(NamedTuple):
-    """Where another process finds a segment, and how it knows that it is the right one."""
-
-    process: int
-    descriptor: int
-    mark: bytes
-
-
-def _create_segment(num_bytes: int) -> Handle:
-    """New memory that has no name, reserved as a whole: else touching more than there is would be a SIGBUS."""
-    mark = secrets.token_bytes(_MARK_BYTES)
-    descriptor = os.memfd_create("mpipar-arena")
-    try:
-        os.posix_fallocate(descriptor, 0, max(num_bytes, _MARK_BYTES))
-        os.pwrite(descriptor, mark, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return Handle(os.getpid(), descriptor, mark)
-
-
-def _map_segment(handle: Handle, num_bytes: int) -> mmap.mmap:
-    """The segment of another rank. Ranks of one host can be in containers of their own, where a number is another's."""
-    opened = os.open(f"/proc/{handle.process}/fd/{handle.descriptor}", os.O_RDWR)
-    try:
-        if os.pread(opened, _MARK_BYTES, 0) != handle.mark:
-            raise OSError(errno.ESRCH, "it is not the neighbour's")
-        return mmap.mmap(opened, max(num_bytes, _MARK_BYTES))
-    finally:
-        os.close(opened)
+    segments = open_segments(exchange, num_bytes)
+    if isinstance(segments, str):
+        return segments
+    for segment in segments:
+        os.close(segment.descriptor)  # the memory lives on in the maps
+    return Arena([segment.memory for segment in segments], rank)
 
 
 def _view(segment: mmap.mmap, offset: int, size: int, dtype: str) -> Any:

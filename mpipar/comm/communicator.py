@@ -9,29 +9,26 @@ call is collective: all ranks of the communicator make the same calls, in the sa
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
-from mpipar.comm.arena import Arena, open_arena
+from mpipar.comm import p2p, shared
+from mpipar.comm.arena import Arena
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.call import Call, checksum, compared, is_compared
-from mpipar.comm.host import HOST_BYTES, Host, open_host
+from mpipar.comm.call import compared, is_compared
+from mpipar.comm.memory import Memory
 from mpipar.comm.mpi import MPI
+from mpipar.comm.operations import Operations
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
 from mpipar.comm.pending import Algorithm
-from mpipar.comm.prepared import Operation, Prepared
+from mpipar.comm.prepared import Operation
 from mpipar.comm.progress import Progress, Work
 from mpipar.comm.roster import Roster
-from mpipar.comm.select import AllReduce, select
+from mpipar.comm.select import AllReduce
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -63,16 +60,11 @@ class Communicator:
         self._comm = comm
         self._lane = progress.open_lane(name, comm)
         self._sequence = 0
-        self._arenas: list[Arena] = []
         self._account = Account()
-        self._prepared = Prepared()
-        # Where the ranks of this host meet, or why they cannot; and the same, if all ranks are on it.
-        self._host: Host | str = "it is not known yet"
-        self._only_host: Host | None = None
-        self._host = self._open_host()
+        self._memory = Memory(comm, self.topology, self.all_gather_object)
+        self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants)
+        self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
-        if self.topology.num_hosts == 1 and isinstance(self._host, Host):
-            self._only_host = self._host
 
     @classmethod
     def world(cls, timeout_s: float = 600.0) -> Communicator:
@@ -136,12 +128,7 @@ class Communicator:
 
     def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:
         """Like `all_reduce`, but returns at once. x must not be touched before the work is done."""
-        key = id(x), op, algorithm
-        operation = self._prepared.find(key, x)
-        if operation is None:
-            operation = self._prepare_all_reduce(Buffer(x), op, algorithm)
-            self._prepared.keep(key, x, operation)
-        return self._start(operation)
+        return self._start(self._operations.all_reduce(x, op, algorithm))
 
     def start_all_reduce_into(self, into: Tensor, x: Tensor) -> Work:
         """Starts: `into` becomes the sum of x over all ranks, converted once, at the end. x is undefined then.
@@ -150,44 +137,7 @@ class Communicator:
             into: Of the size of x, and of another dtype; where one of both lies in an arena, so does the other.
             x: float32 or float64, the same size and dtype on all ranks.
         """
-        key = id(x), "sum", f"into {id(into)}"
-        operation = self._prepared.find(key, x)
-        if operation is None:
-            operation = self._prepare_all_reduce_into(Buffer(into), Buffer(x))
-            self._prepared.keep(key, x, replace(operation, keeps=into))
-        return self._start(operation)
-
-    def _prepare_all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
-        column, place = self._locate(x)
-        targets, target_place = self._locate(into)
-        host = self._only_host if self.roster.wants in ("auto", "shared") else None
-        if host is not None and column is not None and targets is not None:
-            call = Call("all_reduce(sum)", x.dtype, x.size, checksum([place, target_place]))
-            return Operation(call, begin=shared.all_reduce_into(host, column, targets, call))
-        return self._prepare_all_reduce(x, "sum", "auto").followed_by(partial(into.convert, x))
-
-    def _prepare_all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
-        x.require(op)
-        column, place = self._locate(x)
-        host = self._host if isinstance(self._host, Host) else None
-        chosen = self._select(algorithm, x, column, op)
-        in_place = chosen == "hierarchical" or (
-            chosen == "shared" and host is not None and column is not None and shared.pays_in_place(host, x)
-        )
-        call = Call(f"all_reduce({op})", x.dtype, x.size, place if in_place else 0)
-        if chosen == "shared":
-            assert host is not None
-            if column is not None and in_place:
-                return Operation(call, begin=shared.all_reduce(host, column, op, call))
-            return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
-        if chosen == "hierarchical":
-            assert column is not None
-            return Operation(
-                call, send=lambda wire: hierarchical.all_reduce(wire, self.topology, host, column, op, call)
-            )
-        if chosen == "mpi":
-            return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))
-        return Operation(call, send=lambda wire: ring.all_reduce(self._by_host(wire), x, op))
+        return self._start(self._operations.all_reduce_into(into, x))
 
     def reduce_scatter(self, x: Any, op: Op = "sum", sizes: Sequence[int] | None = None) -> None:
         """Shard `rank` of the flattened x becomes its sum over all ranks; the rest of x is undefined.
@@ -201,14 +151,7 @@ class Communicator:
 
     def start_reduce_scatter(self, x: Any, op: Op = "sum", sizes: Sequence[int] | None = None) -> Work:
         """Like `reduce_scatter`, but returns at once."""
-        buffer = Buffer(x)
-        buffer.require(op)
-        bounds = self._bounds(buffer, sizes)
-        column, place = self._locate(buffer)
-        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
-        if column is not None and self._only_host is not None:
-            return self._start(Operation(call, begin=shared.reduce_scatter(self._only_host, column, op, call, bounds)))
-        return self._send(call, lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
+        return self._start(self._operations.reduce_scatter(x, op, sizes))
 
     def all_gather(self, x: Array, sizes: Sequence[int] | None = None) -> Array:
         """Every rank gives its shard of the flattened x; x becomes all shards, on all ranks. Returns x.
@@ -222,13 +165,7 @@ class Communicator:
 
     def start_all_gather(self, x: Any, sizes: Sequence[int] | None = None) -> Work:
         """Like `all_gather`, but returns at once."""
-        buffer = Buffer(x)
-        bounds = self._bounds(buffer, sizes)
-        column, place = self._locate(buffer)
-        call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
-        if column is not None and self._only_host is not None:
-            return self._start(Operation(call, begin=shared.all_gather(self._only_host, column, call, bounds)))
-        return self._send(call, lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
+        return self._start(self._operations.all_gather(x, sizes))
 
     def all_to_all(
         self,
@@ -256,15 +193,7 @@ class Communicator:
         into_sizes: Sequence[int] | None = None,
     ) -> Work:
         """Like `all_to_all`, but returns at once."""
-        given, taken = Buffer(out, writable=False), Buffer(into)
-        if given.dtype != taken.dtype:
-            raise MessageError(f"all_to_all from {given.dtype} into {taken.dtype}: both must have one dtype")
-        if given.overlaps(taken):
-            raise MessageError("all_to_all into the memory that it sends from: give two arrays")
-        out_bounds = self._bounds(given, self._even(given) if out_sizes is None else out_sizes)
-        into_bounds = self._bounds(taken, self._even(taken) if into_sizes is None else into_sizes)
-        call = Call("all_to_all", given.dtype)
-        return self._send(call, lambda wire: exchange.all_to_all(wire, given, taken, out_bounds, into_bounds))
+        return self._start(self._operations.all_to_all(out, into, out_sizes, into_sizes))
 
     def broadcast(self, x: Array, root: int = 0) -> Array:
         """x becomes that of rank `root`, on all ranks; returns x."""
@@ -273,9 +202,7 @@ class Communicator:
 
     def start_broadcast(self, x: Any, root: int = 0) -> Work:
         """Like `broadcast`, but returns at once."""
-        buffer = Buffer(x, writable=self.rank != p2p.check_peer(root, self.size))
-        call = Call("broadcast", buffer.dtype, buffer.size, root)
-        return self._send(call, lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
+        return self._start(self._operations.broadcast(x, root))
 
     def broadcast_state(self, state: Mapping[str, Tensor], root: int = 0) -> None:
         """Every tensor becomes that of rank `root`, where it lies: a contiguous one in host memory is not copied.
@@ -306,11 +233,7 @@ class Communicator:
 
     def barrier(self) -> None:
         """Returns when all ranks have called it."""
-        call = Call("barrier")
-        if (host := self._only_host) is not None:
-            self._start(Operation(call, begin=lambda: shared.barrier(host, call))).wait()
-        else:
-            self._send(call, p2p.barrier).wait()
+        self._start(self._operations.barrier()).wait()
 
     # Arrays, between two ranks
 
@@ -364,32 +287,16 @@ class Communicator:
 
         All ranks come to the same: an arena on each host, or why there can be none.
         """
-        if self.topology.num_hosts == self.size:
-            return "there is one rank" if self.size == 1 else "each host has one rank"
-        neighbours = self.topology.neighbours(self.rank)
-        reason = self._host if isinstance(self._host, str) and len(neighbours) > 1 else None
-        arena: Arena | str | None = None
-        if not any(self.all_gather_object(reason)):
-            arena = open_arena(self._exchange_on_host, neighbours.index(self.rank), num_bytes)
-            reason = arena if isinstance(arena, str) else None
-        reasons = [text for text in self.all_gather_object(reason) if text is not None]
-        if reasons or not isinstance(arena, Arena):
-            return str(reasons[0])
-        self._arenas.append(arena)
-        self._prepared.clear()
+        arena = self._memory.open_arena(num_bytes)
+        self._operations.forget()
         return arena
 
-    def share_file(self, num_bytes: int) -> int:
-        """Collective between ranks of one host: a descriptor of memory that they share, zeros, that has no name."""
-        descriptor, process = -1, 0
-        if self.rank == 0:
-            descriptor, process = os.memfd_create("mpipar-shared"), os.getpid()
-            os.ftruncate(descriptor, num_bytes)
-        theirs, process = self.broadcast_object((descriptor, process))
-        if self.rank != 0:
-            descriptor = os.open(f"/proc/{process}/fd/{theirs}", os.O_RDWR)
-        self.barrier()  # rank 0 is there until all have opened it
-        return descriptor
+    def share_file(self, num_bytes: int) -> int | str:
+        """Collective: a descriptor of memory that the ranks of a host share, zeros, that has no name.
+
+        All ranks come to the same: a descriptor on each host, or why there can be none.
+        """
+        return self._memory.open_file(num_bytes)
 
     def adopt_arena(self, arena: Arena, origins: Sequence[int]) -> Arena:
         """The arena of a communicator of which these are the survivors, less the segments of the dead.
@@ -399,55 +306,15 @@ class Communicator:
             origins: Whose its segments are, in their order.
         """
         adopted = arena.less([origins.index(origin) for origin in self.neighbours])
-        self._arenas.append(adopted)
+        self._memory.adopt(adopted)
         return adopted
 
     def close_arena(self, arena: Arena) -> None:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
-        self._arenas.remove(arena)
-        self._prepared.clear()
-
-    def _open_host(self) -> Host | str:
-        neighbours = self.topology.neighbours(self.rank)
-        if self.topology.num_hosts == self.size:
-            return "there is one rank on the host"
-        memory = open_arena(self._exchange_on_host, neighbours.index(self.rank), HOST_BYTES)
-        return memory if isinstance(memory, str) else open_host(self._comm, memory, neighbours)
-
-    def _exchange_on_host(self, mine: Any) -> list[Any]:
-        """The objects of this host's ranks. Through a collective of all ranks, whose wait has a deadline."""
-        everybody = self.all_gather_object(mine)
-        return [everybody[rank] for rank in self.topology.neighbours(self.rank)]
-
-    def _locate(self, x: Buffer) -> tuple[list[Buffer] | None, int]:
-        """What lies where x lies on each rank of the host, and a number for the place, to be compared between ranks.
-
-        (None, 0) if x is memory of this process alone.
-        """
-        for index, arena in enumerate(self._arenas):
-            offset = arena.offset(x)
-            if offset is not None:
-                return arena.column(x), 1 + offset + (index << 48)
-        return None, 0
+        self._memory.close(arena)
+        self._operations.forget()
 
     # What all operations share
-
-    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
-        """Which all-reduce, of those that can be used."""
-        usable: set[AllReduce] = {"ring"}
-        if self._only_host is not None and x.is_in_host_memory:
-            usable.add("shared")
-        if self.topology.num_hosts > 1 and column is not None:
-            usable.add("hierarchical")
-        if native.can_add(x, op):
-            usable.add("mpi")
-        return select(
-            self.roster.wants if algorithm == "auto" else algorithm,
-            usable,
-            num_hosts=self.topology.num_hosts,
-            in_arena=column is not None,
-            num_bytes=x.size * x.itemsize,
-        )
 
     def _start(self, operation: Operation) -> Work:
         """Starts the next collective of this communicator."""
@@ -458,39 +325,13 @@ class Communicator:
             assert operation.send is not None
             wire = Wire.for_collective(self._comm, sequence, self._account)
             steps = operation.send(wire)
-            if self._only_host is not None:
-                steps = shared.after_meeting(self._only_host, operation.call, steps)
+            if self._memory.only_host is not None:
+                steps = shared.after_meeting(self._memory.only_host, operation.call, steps)
             elif is_compared(sequence):
                 steps = compared(wire, operation.call, steps)
         return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
-
-    def _send(self, call: Call, algorithm: Callable[[Wire], Algorithm]) -> Work:
-        """Starts the next collective, one that sends messages."""
-        return self._start(Operation(call, send=algorithm))
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""
         wire = Wire(self._comm, p2p.check_tag(tag), self._account)
         return self.progress.start_now(Work(self.progress, self._lane, name, None, algorithm(wire)))
-
-    def _by_host(self, wire: Wire) -> Wire:
-        """The wire in the order in which a ring enters and leaves each host once."""
-        return wire.among(self.topology.by_host) if self.topology.num_hosts > 1 else wire
-
-    def _bounds(self, x: Buffer, sizes: Sequence[int] | None) -> Sequence[int]:
-        """Where the shards of x begin and end, [n + 1]."""
-        if sizes is None:
-            return chunk_bounds(x.size, self.size)
-        bounds = [0, *accumulate(sizes)]
-        if len(sizes) != self.size or min(sizes) < 0 or bounds[-1] != x.size:
-            raise MessageError(
-                f"sizes {list(sizes)} of {len(sizes)} shards do not cut {x.size:,} elements for {self.size} ranks: "
-                "give one size a rank, which add up to the array's"
-            )
-        return bounds
-
-    def _even(self, x: Buffer) -> Sequence[int]:
-        """Equal sizes of parts, one a rank."""
-        if x.size % self.size:
-            raise MessageError(f"{x.size:,} elements cannot be cut into {self.size} equal parts: give their sizes")
-        return [x.size // self.size] * self.size

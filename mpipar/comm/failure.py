@@ -71,17 +71,25 @@ def survivors(world: Communicator, build: Callable[[Communicator], Result]) -> R
             continue
 
 
-def start_watchdog(host: Communicator, timeout_s: float) -> None:
-    """Collective between the ranks of a host: has those that hang killed, so that they can be survived.
+def start_watchdog(world: Communicator, timeout_s: float) -> str | None:
+    """Collective: has ranks that hang killed, so that they can be survived.
 
     Args:
-        host: All ranks of the job on this host.
+        world: All ranks of the job.
         timeout_s: How long one may give no sign of life.
+
+    Returns:
+        Why nobody can watch, on all ranks.
     """
-    watch = Watch(host.share_file(Watch.num_bytes(host.size)))
-    host.progress.pulse = watch.pulse(host.rank)
-    if host.rank == 0:
+    neighbours = world.topology.neighbours(world.rank)
+    memory = world.share_file(Watch.num_bytes(len(neighbours)))
+    if isinstance(memory, str):
+        return memory
+    watch = Watch(memory)
+    world.progress.pulse = watch.pulse(neighbours.index(world.rank))
+    if world.rank == neighbours[0]:
         watch.start(timeout_s)
+    return None
 
 
 def part(world: Communicator) -> None:

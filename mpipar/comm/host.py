@@ -35,7 +35,6 @@ HOST_BYTES = _PAGE_BYTES + 2 * SLOT_BYTES
 """Of the memory that they share, for each rank."""
 
 _LINE_WORDS = 5
-_LINES_AT = 64  # bytes; a mark was before
 
 
 class Host:
@@ -54,7 +53,7 @@ class Host:
         self.size = len(ranks)
         self._memory = memory
         self._wire = wire
-        self._lines = memory.words_at(_LINES_AT, _LINE_WORDS)
+        self._lines = memory.words_at(0, _LINE_WORDS)
         self._own = self._lines[rank]
         self._others = [(line, peer) for line, peer in zip(self._lines, ranks, strict=True) if line is not self._own]
         self._meetings = 0
@@ -142,7 +141,7 @@ def open_host(comm: MPI.Comm, memory: Arena, ranks: tuple[int, ...]) -> Host | s
 
     Args:
         comm: The communicator.
-        memory: What they share: `HOST_BYTES`, zero but for what is in front of their lines.
+        memory: What they share: `HOST_BYTES` of zeros.
         ranks: Their numbers in the communicator, ascending.
     """
     if len(ranks) == 1:

@@ -120,6 +120,12 @@ class Dealing:
         return range(begin, begin + sizes[self.team.host])
 
 
+def open_counter(comm: Communicator) -> Counter | str:
+    """Collective: a counter for the ranks of each host, or on all ranks why there can be none."""
+    descriptor = comm.share_file(Counter.NUM_BYTES)
+    return descriptor if isinstance(descriptor, str) else Counter(descriptor)
+
+
 def apportion(count: int, weights: Sequence[float]) -> list[int]:
     """`count` things divided in proportion to the weights: whole numbers, the largest remainders rounded up."""
     exact = [count * weight / sum(weights) for weight in weights]

@@ -29,13 +29,12 @@ from mpipar.comm import (
     start_watchdog,
     survivors,
 )
-from mpipar.comm.counter import Counter
 from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
-from mpipar.train.dealing import Team
+from mpipar.train.dealing import Team, open_counter
 from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.plot import plot_loss
@@ -70,7 +69,11 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     if config.train.reproducible:
         reproducible.prepare(config, world)
     claims = config.elastic.balance and config.train.reproducible and comm.size > 1
-    counter = Counter(mesh.host.share_file(Counter.NUM_BYTES)) if claims else None
+    lacks: list[str] = []
+    counter = open_counter(comm) if claims else None
+    if isinstance(counter, str):
+        lacks.append(f"ranks get equal numbers of microbatches, however fast they are: {counter}")
+        counter = None
     with agreement(world):
         source = Source(config, Team.of(comm, workers), counter)
     identity = {
@@ -83,11 +86,12 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
 
     model = build_model(config, source.shards.vocab_size)
     if can_survive() and config.elastic.hang_s > 0:
-        start_watchdog(mesh.host, config.elastic.hang_s)
+        unwatched = start_watchdog(world, config.elastic.hang_s)
+        lacks += [f"a rank that hangs will not be ended: {unwatched}"] if unwatched else []
     step = TrainStep(model, config, comm)
     done = resume.load(path, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, step, origin=said):
+    for line in report.header(config, mesh, source, step, origin=said, lacks=lacks):
         terminal.say(line)
     try:
         run = Run(config, mesh, workers, folder, source, step, terminal, identity)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 import mpipar
@@ -12,8 +14,19 @@ from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
 
 
-def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origin: str) -> list[str]:
-    """Lines that say what is about to run, on what."""
+def header(
+    config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origin: str, lacks: Sequence[str] = ()
+) -> list[str]:
+    """Lines that say what is about to run, on what.
+
+    Args:
+        config: The settings.
+        mesh: The ranks.
+        source: What they read.
+        step: What they do.
+        origin: Where the run begins.
+        lacks: What this machine has not, and the run does without.
+    """
     train, shards = config.train, source.shards
     model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
@@ -42,6 +55,7 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origi
             f"{_count(train.num_microbatches, 'microbatch')}, at most {most} a rank",
         ),
         ("run", f"{config.run.dir}: {origin}"),
+        *(("note", text) for text in lacks),
     ]
     if train.num_microbatches < ranks:
         idle = ranks - train.num_microbatches

@@ -4,16 +4,18 @@ raise    the rank raises an exception in the forward pass
 nan      the rank's loss is not a number, in STEP alone
 nans     the same from STEP on
 hang     the rank sleeps
+apart    the rank cannot open the memory of others on its host, as in a container of its own; STEP does not matter
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 
 from torch import Tensor
 
-from mpipar.comm import Communicator, run_job
+from mpipar.comm import Communicator, run_job, segment
 from mpipar.model import Transformer
 from mpipar.train.__main__ import main
 from mpipar.train.stop import StopRequest
@@ -24,7 +26,14 @@ loss = Transformer.loss
 calls = 0
 
 
+def refuse(*_: object) -> None:
+    raise OSError(errno.EACCES, "Permission denied")
+
+
 def faulty_main(world: Communicator) -> None:
+    if fault == "apart" and world.rank == victim:
+        segment._open = refuse  # type: ignore[assignment]
+
     def faulty_loss(self: Transformer, tokens: Tensor) -> tuple[Tensor, int]:
         global calls
         if not self.training:

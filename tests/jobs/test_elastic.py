@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mpipar.comm.environment import mpi_facts
-from tests.jobs.launch import Job, Outcome, run
+from tests.jobs.launch import ROOT, Job, Outcome, run
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -84,6 +84,23 @@ def test_a_rank_that_hangs_is_ended(
     outcome = disturbed(arguments, [(12, [0])], signal.SIGSTOP, ranks=3).ok()
     assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
     assert "lost    rank 0 died" in outcome.text
+
+
+def test_where_ranks_cannot_share_memory_the_run_does_without(
+    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]
+) -> None:
+    """Nothing is claimed, nobody is watched, gradients go round in messages; a death is survived all the same."""
+    failing = str(ROOT / "tests" / "jobs" / "failing.py")
+    arguments = [failing, "apart", "1", "0", *train(*SETTINGS, "--elastic.hang-s", 2)[2:]]
+    outcome = disturbed(arguments, [(12, [2])], ranks=3).ok()
+    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    reason = "a neighbour's memory cannot be opened: Permission denied"
+    for told in (
+        f"reduce  exactly, in memory of each rank's own: {reason}",
+        f"note    ranks get equal numbers of microbatches, however fast they are: {reason}",
+        f"note    a rank that hangs will not be ended: {reason}",
+    ):
+        assert outcome.lines.count(told) == 1, outcome.text
 
 
 def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]) -> None:

@@ -14,6 +14,7 @@ from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.p2p import Account, Wire
 from mpipar.comm.pending import Algorithm, Message
+from mpipar.comm.prepared import Operation
 from mpipar.comm.progress import Work
 from mpipar.errors import MessageError
 
@@ -89,7 +90,7 @@ def test_segments_of_any_size(comm: Communicator, segment_bytes: int) -> None:
 
 def run_ring(comm: Communicator, algorithm, x: np.ndarray) -> None:
     buffer = Buffer(x)
-    comm._send(Call("barrier"), lambda wire: algorithm(wire, buffer)).wait()
+    comm._start(Operation(Call("barrier"), send=lambda wire: algorithm(wire, buffer))).wait()
 
 
 def test_reduce_scatter_then_all_gather(comm: Communicator) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mpipar.comm import Communicator
 from mpipar.comm.counter import Counter
-from mpipar.train.dealing import Dealing, Team
+from mpipar.train.dealing import Dealing, Team, open_counter
 
 COUNT = 24
 
@@ -16,8 +16,9 @@ COUNT = 24
 def test_a_slow_rank_takes_fewer(comm: Communicator) -> None:
     if comm.size == 1 or comm.topology.num_hosts > 1:
         pytest.skip("for several ranks of one host")
-    host = comm.split_by_host()
-    dealing = Dealing(Team.of(comm, comm.size), COUNT, Counter(host.share_file(Counter.NUM_BYTES)))
+    counter = open_counter(comm)
+    assert isinstance(counter, Counter), counter
+    dealing = Dealing(Team.of(comm, comm.size), COUNT, counter)
     slow = comm.size - 1
     for _ in range(3):
         taken = []
@@ -28,15 +29,15 @@ def test_a_slow_rank_takes_fewer(comm: Communicator) -> None:
         everybodys = comm.all_gather_object(taken)
         assert sorted(index for indices in everybodys for index in indices) == list(range(COUNT))
         assert len(everybodys[slow]) < COUNT / comm.size
-    host.free()
 
 
 def test_a_spare_takes_none_until_somebody_dies(comm: Communicator) -> None:
     if comm.size == 1 or comm.topology.num_hosts > 1:
         pytest.skip("for several ranks of one host")
-    host = comm.split_by_host()
+    counter = open_counter(comm)
+    assert isinstance(counter, Counter), counter
     workers = comm.size - 1
-    dealing = Dealing(Team.of(comm, workers), COUNT, Counter(host.share_file(Counter.NUM_BYTES)))
+    dealing = Dealing(Team.of(comm, workers), COUNT, counter)
     taken = comm.all_gather_object(list(dealing.begin()))
     assert sorted(index for indices in taken for index in indices) == list(range(COUNT))
     assert taken[workers] == []
@@ -46,4 +47,3 @@ def test_a_spare_takes_none_until_somebody_dies(comm: Communicator) -> None:
         dealing.move_to(Team.of(rest, workers))
         taken = rest.all_gather_object(list(dealing.begin()))
         assert sorted(index for indices in taken for index in indices) == list(range(COUNT))
-    host.free()

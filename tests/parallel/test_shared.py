@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -12,14 +13,20 @@ import torch
 from torch import Tensor
 
 from mpipar.comm import Communicator
-from mpipar.comm import arena as arena_module
+from mpipar.comm import segment as segment_module
 from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.comm.buffers import Op
 from mpipar.errors import MessageError
+from mpipar.train.dealing import open_counter
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
 SIZES = [0, 1, 2, 3, 7, 4099, 200_001]
+
+
+def num_descriptors() -> int:
+    gc.collect()  # a map that nobody has any more holds one
+    return len(os.listdir("/proc/self/fd"))
 
 
 def opened(comm: Communicator, num_bytes: int) -> Arena:
@@ -135,17 +142,14 @@ def test_it_is_used_up(comm: Communicator) -> None:
 
 
 def test_nothing_is_left_and_no_descriptor_is_kept(comm: Communicator) -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    before, names = descriptors(), set(os.listdir("/dev/shm"))
+    before, names = num_descriptors(), set(os.listdir("/dev/shm"))
     for _ in range(3):
         comm.close_arena(opened(comm, 1 << 20))
-    assert descriptors() == before
+    assert num_descriptors() == before
     assert not {name for name in set(os.listdir("/dev/shm")) - names if "mpipar" in name}
 
 
-@pytest.mark.parametrize("where", ["_create_segment", "_map_segment"])
+@pytest.mark.parametrize("where", ["_create", "_open"])
 def test_where_one_rank_cannot_share_none_does(comm: Communicator, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     if comm.size == 1:
         assert comm.open_arena(1 << 16) == "there is one rank"
@@ -154,12 +158,50 @@ def test_where_one_rank_cannot_share_none_does(comm: Communicator, monkeypatch: 
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "not permitted")
 
+    before = num_descriptors()
     if comm.rank == comm.size - 1:
-        monkeypatch.setattr(arena_module, where, refuse)
+        monkeypatch.setattr(segment_module, where, refuse)
     reason = comm.open_arena(1 << 16)
     assert isinstance(reason, str) and "not permitted" in reason
+    assert num_descriptors() == before
     x = np.ones(100)
     assert (comm.all_reduce(x) == comm.size).all()
+
+
+def test_a_file_is_the_same_for_all_ranks(comm: Communicator) -> None:
+    before = num_descriptors()
+    descriptor = comm.share_file(8 * comm.size)
+    assert isinstance(descriptor, int)
+    assert os.fstat(descriptor).st_size == 8 * comm.size
+    assert not any(os.pread(descriptor, 8 * comm.size, 0))
+    comm.barrier()
+    os.pwrite(descriptor, comm.rank.to_bytes(8, "little"), 8 * comm.rank)
+    comm.barrier()
+    found = np.frombuffer(os.pread(descriptor, 8 * comm.size, 0), np.uint64)
+    assert found.tolist() == list(range(comm.size))
+    os.close(descriptor)
+    assert num_descriptors() == before
+
+
+@pytest.mark.parametrize("where", ["_create", "_open"])
+@pytest.mark.parametrize("victim", ["first", "last"])
+def test_a_file_that_one_rank_cannot_open_none_has(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, where: str, victim: str
+) -> None:
+    if where == "_create" and victim == "last" and comm.size > 1:
+        pytest.skip("only the first rank makes one")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, "permission denied")
+
+    before = num_descriptors()
+    if comm.rank == (0 if victim == "first" else comm.size - 1):
+        monkeypatch.setattr(segment_module, where, refuse)
+    reason = comm.share_file(16)
+    assert isinstance(reason, str) and "permission denied" in reason
+    assert num_descriptors() == before
+    counter = open_counter(comm)
+    assert counter == reason
 
 
 def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_a_neighbour(tmp_path: Path) -> None:
@@ -167,9 +209,11 @@ def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_a_neighbour(tmp
     with (tmp_path / "other").open("w+b") as other:
         other.write(bytes(4096))
         other.flush()
-        handle = arena_module.Handle(os.getpid(), other.fileno(), b"x" * 16)
+        before = num_descriptors()
+        handle = segment_module.Handle(os.getpid(), other.fileno(), "mpipar-x")
         with pytest.raises(OSError, match="not the neighbour's"):
-            arena_module._map_segment(handle, 4096)
+            segment_module._open(handle, 4096)
+        assert num_descriptors() == before
 
 
 def test_an_integer_accumulator_beside_the_float_one(comm: Communicator) -> None:

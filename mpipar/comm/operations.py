@@ -1,0 +1,186 @@
+"""What a call of a collective comes to: its arguments checked, its algorithm chosen, ready to begin.
+
+Nothing is sent here. What is prepared for a tensor is kept, for the next call with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor
+
+from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
+from mpipar.comm.buffers import Buffer, Op
+from mpipar.comm.call import Call, checksum
+from mpipar.comm.host import Host
+from mpipar.comm.memory import Memory
+from mpipar.comm.p2p import Wire, chunk_bounds
+from mpipar.comm.prepared import Operation, Prepared
+from mpipar.comm.select import AllReduce, select
+from mpipar.comm.topology import Topology
+from mpipar.errors import MessageError
+
+
+class Operations:
+    """The collectives of one communicator on one of its ranks. Their arguments are those of `Communicator`.
+
+    Args:
+        rank: The rank.
+        size: How many there are.
+        topology: Which of them share a host.
+        memory: What they share there.
+        wants: Which all-reduce the user's environment asks for.
+    """
+
+    def __init__(self, rank: int, size: int, topology: Topology, memory: Memory, wants: AllReduce):
+        self._rank = rank
+        self._size = size
+        self._topology = topology
+        self._memory = memory
+        self._wants = wants
+        self._prepared = Prepared()
+
+    def forget(self) -> None:
+        """Other memory is shared from now on, so other algorithms can be used."""
+        self._prepared.clear()
+
+    def all_reduce(self, x: Any, op: Op, algorithm: AllReduce) -> Operation:
+        """x becomes the sum, mean or maximum."""
+        key = id(x), op, algorithm
+        operation = self._prepared.find(key, x)
+        if operation is None:
+            operation = self._all_reduce(Buffer(x), op, algorithm)
+            self._prepared.keep(key, x, operation)
+        return operation
+
+    def all_reduce_into(self, into: Tensor, x: Tensor) -> Operation:
+        """`into` becomes the sum of x, converted once."""
+        key = id(x), "sum", f"into {id(into)}"
+        operation = self._prepared.find(key, x)
+        if operation is None:
+            operation = replace(self._all_reduce_into(Buffer(into), Buffer(x)), keeps=into)
+            self._prepared.keep(key, x, operation)
+        return operation
+
+    def reduce_scatter(self, x: Any, op: Op, sizes: Sequence[int] | None) -> Operation:
+        """A shard of x becomes its sum."""
+        buffer = Buffer(x)
+        buffer.require(op)
+        bounds = self._bounds(buffer, sizes)
+        column, place = self._memory.locate(buffer)
+        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        if column is not None and self._memory.only_host is not None:
+            return Operation(call, begin=shared.reduce_scatter(self._memory.only_host, column, op, call, bounds))
+        return Operation(call, send=lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
+
+    def all_gather(self, x: Any, sizes: Sequence[int] | None) -> Operation:
+        """x becomes all shards."""
+        buffer = Buffer(x)
+        bounds = self._bounds(buffer, sizes)
+        column, place = self._memory.locate(buffer)
+        call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        if column is not None and self._memory.only_host is not None:
+            return Operation(call, begin=shared.all_gather(self._memory.only_host, column, call, bounds))
+        return Operation(call, send=lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
+
+    def all_to_all(
+        self, out: Any, into: Any, out_sizes: Sequence[int] | None, into_sizes: Sequence[int] | None
+    ) -> Operation:
+        """`into` becomes what all have for this rank."""
+        given, taken = Buffer(out, writable=False), Buffer(into)
+        if given.dtype != taken.dtype:
+            raise MessageError(f"all_to_all from {given.dtype} into {taken.dtype}: both must have one dtype")
+        if given.overlaps(taken):
+            raise MessageError("all_to_all into the memory that it sends from: give two arrays")
+        out_bounds = self._bounds(given, self._even(given) if out_sizes is None else out_sizes)
+        into_bounds = self._bounds(taken, self._even(taken) if into_sizes is None else into_sizes)
+        call = Call("all_to_all", given.dtype)
+        return Operation(call, send=lambda wire: exchange.all_to_all(wire, given, taken, out_bounds, into_bounds))
+
+    def broadcast(self, x: Any, root: int) -> Operation:
+        """x becomes that of the root."""
+        buffer = Buffer(x, writable=self._rank != p2p.check_peer(root, self._size))
+        call = Call("broadcast", buffer.dtype, buffer.size, root)
+        return Operation(call, send=lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
+
+    def barrier(self) -> Operation:
+        """Nobody leaves before all have come."""
+        call, host = Call("barrier"), self._memory.only_host
+        if host is not None:
+            return Operation(call, begin=lambda: shared.barrier(host, call))
+        return Operation(call, send=p2p.barrier)
+
+    def _all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
+        column, place = self._memory.locate(x)
+        targets, target_place = self._memory.locate(into)
+        host = self._memory.only_host if self._wants in ("auto", "shared") else None
+        if host is not None and column is not None and targets is not None:
+            call = Call("all_reduce(sum)", x.dtype, x.size, checksum([place, target_place]))
+            return Operation(call, begin=shared.all_reduce_into(host, column, targets, call))
+        return self._all_reduce(x, "sum", "auto").followed_by(partial(into.convert, x))
+
+    def _all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
+        x.require(op)
+        column, place = self._memory.locate(x)
+        host = self._memory.host if isinstance(self._memory.host, Host) else None
+        chosen = self._select(algorithm, x, column, op)
+        in_place = chosen == "hierarchical" or (
+            chosen == "shared" and host is not None and column is not None and shared.pays_in_place(host, x)
+        )
+        call = Call(f"all_reduce({op})", x.dtype, x.size, place if in_place else 0)
+        if chosen == "shared":
+            assert host is not None
+            if column is not None and in_place:
+                return Operation(call, begin=shared.all_reduce(host, column, op, call))
+            return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
+        if chosen == "hierarchical":
+            assert column is not None
+            return Operation(
+                call, send=lambda wire: hierarchical.all_reduce(wire, self._topology, host, column, op, call)
+            )
+        if chosen == "mpi":
+            return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))
+        return Operation(call, send=lambda wire: ring.all_reduce(self._by_host(wire), x, op))
+
+    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
+        """Which all-reduce, of those that can be used."""
+        usable: set[AllReduce] = {"ring"}
+        if self._memory.only_host is not None and x.is_in_host_memory:
+            usable.add("shared")
+        if self._topology.num_hosts > 1 and column is not None:
+            usable.add("hierarchical")
+        if native.can_add(x, op):
+            usable.add("mpi")
+        return select(
+            self._wants if algorithm == "auto" else algorithm,
+            usable,
+            num_hosts=self._topology.num_hosts,
+            in_arena=column is not None,
+            num_bytes=x.size * x.itemsize,
+        )
+
+    def _by_host(self, wire: Wire) -> Wire:
+        """The wire in the order in which a ring enters and leaves each host once."""
+        return wire.among(self._topology.by_host) if self._topology.num_hosts > 1 else wire
+
+    def _bounds(self, x: Buffer, sizes: Sequence[int] | None) -> Sequence[int]:
+        """Where the shards of x begin and end, [n + 1]."""
+        if sizes is None:
+            return chunk_bounds(x.size, self._size)
+        bounds = [0, *accumulate(sizes)]
+        if len(sizes) != self._size or min(sizes) < 0 or bounds[-1] != x.size:
+            raise MessageError(
+                f"sizes {list(sizes)} of {len(sizes)} shards do not cut {x.size:,} elements for {self._size} ranks: "
+                "give one size a rank, which add up to the array's"
+            )
+        return bounds
+
+    def _even(self, x: Buffer) -> Sequence[int]:
+        """Equal sizes of parts, one a rank."""
+        if x.size % self._size:
+            raise MessageError(f"{x.size:,} elements cannot be cut into {self._size} equal parts: give their sizes")
+        return [x.size // self._size] * self._size
