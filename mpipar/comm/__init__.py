@@ -23,6 +23,7 @@ roster          who the ranks of a communicator are
 p2p             posting messages: tags, sizes, counts
 failure         going on without ranks that died
 watchdog        ends ranks that hang
+deadline        ends a process in which a call of MPI hangs
 call            what a rank called, compared between ranks
 prepared        what is called again with the same tensor
 pending         what an algorithm waits for: messages, neighbours

@@ -10,7 +10,8 @@ call is collective: all ranks of the communicator make the same calls, in the sa
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from mpipar.comm import p2p, shared
 from mpipar.comm.arena import Arena
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import compared, is_compared
+from mpipar.comm.deadline import deadline
 from mpipar.comm.memory import Memory
 from mpipar.comm.mpi import MPI
 from mpipar.comm.operations import Operations
@@ -69,8 +71,10 @@ class Communicator:
     @classmethod
     def world(cls, timeout_s: float = 600.0) -> Communicator:
         """All ranks of the job. A duplicate of MPI's world: revoking the world itself, after a failure, can hang."""
-        comm = MPI.COMM_WORLD.Dup()
-        return cls(comm, "world", Progress(timeout_s), Roster.take(comm))
+        with deadline(timeout_s, "MPI_Comm_dup, to begin"):
+            comm = MPI.COMM_WORLD.Dup()
+            roster = Roster.take(comm)
+        return cls(comm, "world", Progress(timeout_s), roster)
 
     def derive(self, comm: MPI.Comm, name: str) -> Communicator:
         """Collective between the ranks of `comm`, which are some of these: the communicator of them."""
@@ -79,7 +83,9 @@ class Communicator:
 
     def split(self, name: str, color: int, key: int) -> Communicator:
         """Collective: the communicator of those ranks that gave the same `color`, in the order of their `key`."""
-        return self.derive(self._comm.Split(color, key), name)
+        with self._together(f"MPI_Comm_split, to make {name!r}"):
+            comm = self._comm.Split(color, key)
+        return self.derive(comm, name)
 
     def split_by_host(self) -> Communicator:
         """Collective: the communicator of the ranks on this host, in the order of their ranks here."""
@@ -87,12 +93,15 @@ class Communicator:
 
     def duplicate(self, name: str) -> Communicator:
         """Collective: the same ranks, with messages of their own."""
-        return self.derive(self._comm.Dup(), name)
+        with self._together(f"MPI_Comm_dup, to make {name!r}"):
+            comm = self._comm.Dup()
+        return self.derive(comm, name)
 
     def free(self) -> None:
         """Collective: gives back what MPI keeps for this communicator."""
         self.progress.close_lane(self._lane)
-        self._comm.Free()
+        with deadline(self.progress.timeout_s, f"MPI_Comm_free of {self.name!r}"):
+            self._comm.Free()
 
     @property
     def mpi(self) -> MPI.Comm:
@@ -315,6 +324,13 @@ class Communicator:
         self._operations.forget()
 
     # What all operations share
+
+    @contextmanager
+    def _together(self, call: str) -> Iterator[None]:
+        """Collective: around a call of MPI that has no deadline. Where the ranks meet before, the missing are named."""
+        self.barrier()
+        with deadline(self.progress.timeout_s, call):
+            yield
 
     def _start(self, operation: Operation) -> Work:
         """Starts the next collective of this communicator."""

@@ -16,15 +16,12 @@ Bland, Bouteiller, Herault, Bosilca & Dongarra, "Post-failure recovery of MPI co
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from mpipar.comm.communicator import Communicator
+from mpipar.comm.deadline import deadline
 from mpipar.comm.environment import can_survive
 from mpipar.comm.mpi import MPI
 from mpipar.comm.progress import Progress
@@ -93,7 +90,11 @@ def start_watchdog(world: Communicator, timeout_s: float) -> str | None:
 
 
 def part(world: Communicator) -> None:
-    """Collective, at the end: nobody leaves before all have come, or some have died."""
+    """Collective, at the end: nobody leaves before all have come, or some have died.
+
+    Raises:
+        StallError: Some did not come in time.
+    """
     try:
         if not world.mpi.Is_revoked():
             world.barrier()
@@ -127,7 +128,8 @@ def _voted(comm: MPI.Comm, progress: Progress, action: Callable[[], Result]) -> 
 def _vote(comm: MPI.Comm, progress: Progress, done: bool) -> bool:
     """Whether all voted for it, and nobody died: the same on all ranks."""
     try:
-        with progress.pulse.silent(), _deadline(progress.timeout_s):
+        # Iagree and Ishrink, which could be given up, do not survive a death themselves in Open MPI 5.0.
+        with progress.pulse.silent(), deadline(progress.timeout_s, "MPI_Comm_agree, a vote on what was attempted"):
             return bool(comm.Agree(int(done)))
     except MPI.Exception as error:
         if not is_failure(error):
@@ -138,32 +140,7 @@ def _vote(comm: MPI.Comm, progress: Progress, done: bool) -> bool:
 def _shrink(comm: MPI.Comm, progress: Progress) -> MPI.Comm:
     """The communicator of those that are alive."""
     comm.Revoke()
-    with progress.pulse.silent(), _deadline(progress.timeout_s):
+    with progress.pulse.silent(), deadline(progress.timeout_s, "MPI_Comm_shrink, to go on without the dead"):
         smaller = comm.Shrink()
     smaller.Set_errhandler(MPI.ERRORS_RETURN)
     return smaller
-
-
-@contextmanager
-def _deadline(timeout_s: float) -> Iterator[None]:
-    """Around a call in which MPI waits for the living. It cannot be taken back: when time is up this rank dies too.
-
-    The calls that could be (Iagree, Ishrink) do not survive a death themselves in Open MPI 5.0.
-    """
-
-    def give_up() -> None:
-        print(
-            f"mpipar: error: a rank died, and those that are alive did not all come to go on within {timeout_s:.0f} s: "
-            "one of them hangs. Look at the output of the ranks; --comm.timeout-s makes the wait longer",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
-
-    timer = threading.Timer(timeout_s, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

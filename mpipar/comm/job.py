@@ -12,6 +12,7 @@ supervisor, if there is one, is told of every end that another start would not c
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -50,8 +51,9 @@ def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, 
     try:
         code = _conclude(world, main(world))
     except SystemExit as leaving:  # of all ranks, as for --help
-        _conclude(world, 0 if leaving.code is None else leaving.code if isinstance(leaving.code, int) else EXIT_ERROR)
-        raise
+        if isinstance(leaving.code, str):
+            _say(world, leaving.code)
+        code = _conclude(world, leaving.code if isinstance(leaving.code, int) else EXIT_ERROR if leaving.code else 0)
     except PeerError:
         code = EXIT_ERROR
     except KeyboardInterrupt:
@@ -67,11 +69,7 @@ def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, 
         code = EXIT_ERROR
     except Exception:
         _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
-    sys.stdout.flush()
-    if can_survive():
-        part(world)
-        os._exit(code)  # MPI_Finalize may wait for the dead
-    sys.exit(code)
+    _end(world, code)
 
 
 @contextmanager
@@ -168,6 +166,23 @@ def _conclude(world: Communicator, result: int | Literal["stopped"] | None) -> i
         else:
             write_outcome("stopped" if result == "stopped" else "done")
     return code
+
+
+def _end(world: Communicator, code: int) -> NoReturn:
+    """Collective: leaves with the others."""
+    sys.stdout.flush()
+    try:
+        part(world)
+    except MpiparError as error:
+        _leave(world, f"error: {error}", code=EXIT_ERROR)
+    if can_survive():
+        os._exit(code)  # MPI_Finalize may wait for the dead
+    # All are here, so what it waits for is near. If it does not come, this says in which call: mpi4py lets no other
+    # thread of Python run in MPI_Finalize.
+    faulthandler.dump_traceback_later(world.progress.timeout_s, exit=True)
+    MPI.Finalize()
+    faulthandler.cancel_dump_traceback_later()
+    sys.exit(code)
 
 
 def _say(world: Communicator, text: str) -> None:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(240)
 
 Arguments = Callable[..., list[str]]
 FAILING = str(ROOT / "tests" / "jobs" / "failing.py")
+ABSENT = str(ROOT / "tests" / "jobs" / "absent.py")
 
 
 def faulty(train: Arguments, num_ranks: int, fault: str, rank: int, step: int, *more: object) -> Outcome:
@@ -125,6 +126,23 @@ def test_a_rank_that_raises_ends_the_job(train: Arguments) -> None:
 def test_a_rank_that_hangs_is_named(train: Arguments) -> None:
     outcome = faulty(train, 4, "hang", 1, 3, "--comm.timeout-s", 2)
     outcome.refused("all_reduce", "on axis 'dp': nothing moved", "Rank 1 did not arrive", "Ranks 0, 2, 3 waited")
+
+
+@pytest.mark.parametrize("call", ["split", "duplicate", "leave"])
+def test_a_rank_that_does_not_come_to_a_call_of_mpi_is_named(call: str) -> None:
+    run(3, ABSENT, call).refused("barrier", "on axis 'world': nothing moved for 2 s", "Rank 1 did not arrive")
+
+
+def test_a_rank_that_does_not_begin_ends_the_job() -> None:
+    outcome = run(2, ABSENT, "begin")
+    outcome.refused("rank 0 waited 2 s in MPI_Comm_dup, to begin", "--comm.timeout-s")
+
+
+def test_a_rank_that_does_not_finalize_ends_the_job() -> None:
+    """No Python runs in MPI_Finalize, so it is the traceback that says where the others waited."""
+    outcome = run(2, ABSENT, "finalize")
+    assert outcome.code != 0
+    assert "Timeout (0:00:02)!" in outcome.text and "in _end" in outcome.text
 
 
 def test_a_step_that_is_not_finite_is_skipped_by_all(train: Arguments, tmp_path: Path) -> None:
