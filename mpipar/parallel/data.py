@@ -94,7 +94,7 @@ class DataParallel:
         self._neighbours: tuple[int, ...] = ()  # whose its segments are
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
         self.buckets = [self._build(members, allocate) for members in plan]
-        self._exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]  # with grids all, else none
+        self._exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]  # all or none
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
         self._norm_blocks = [block for slot in self._slots for block in slot.view.view(-1).split(_NORM_BLOCK)]
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order

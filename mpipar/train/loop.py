@@ -114,8 +114,8 @@ def resolve(config: Config, mesh: Mesh) -> Config:
         train = replace(train, precision="bf16" if everywhere else "fp32")
     if train.threads == 0:
         # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
-        cores = min(mesh.world.all_gather_object(mesh.cores_per_rank()))
-        train = replace(train, threads=1 if train.reproducible else cores)
+        threads = 1 if train.reproducible else min(mesh.world.all_gather_object(mesh.cores_per_rank()))
+        train = replace(train, threads=threads)
     return replace(config, model=config.model.resolved(), train=train)
 
 

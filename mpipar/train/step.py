@@ -83,7 +83,8 @@ class TrainStep:
     def compute(self, step: int, source: MicrobatchSource, *, stop: bool) -> Computed:
         """Computes and reduces the gradients of the step that follows `step` finished ones. Collective.
 
-        The weights, and all else that is kept from step to step, stay as they are: it can be done again.
+        The weights, and all else that is kept from step to step, stay as they are: it can be done again, when `fits`
+        has refused it, or behind `move_to`.
 
         Args:
             step: Steps finished so far.
@@ -98,7 +99,6 @@ class TrainStep:
         clock = Clock()
         mine = Totals.none(self._config.train.num_microbatches, self._comm.size, stop=stop)
         failure: DataError | None = None
-        self.replicas.start_over()
         try:
             self._accumulate(step, source.microbatches(step), mine, clock)
         except DataError as error:
@@ -124,6 +124,7 @@ class TrainStep:
         if self.grids is None or not self.grids.overflowed(self.replicas.largest):
             return True
         self.grids.move_on(self.replicas.largest)
+        self.replicas.start_over()
         return False
 
     def apply(self, computed: Computed) -> StepMetrics:
