@@ -10,6 +10,7 @@ resume        going on from a checkpoint, writing one
 stop          being asked to stop
 run_folder    what is kept of a run
 metrics       what is measured
+metrics_file  metrics.jsonl, which can be rewound
 record        where that is kept and shown
 terminal      lines and a progress line
 report        the header, the sample of text
