@@ -1,6 +1,7 @@
 """Training: `mpirun -n 8 python -m mpipar.train`.
 
 config        the settings
+config_text   read from the command line and TOML files, and written
 loop          a run from its settings to a trained model
 step          one step: microbatches to gradients, gradients to weights
 source        which microbatches this rank reads
