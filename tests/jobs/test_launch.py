@@ -18,8 +18,8 @@ import pytest
 
 from mpipar.comm.environment import mpi_facts
 from tests.jobs.conftest import TINY
-from tests.jobs.launch import Job, Outcome, descendants
-from tests.jobs.test_train import assert_same_run, metrics
+from tests.jobs.launch import MARK, Job, Outcome, descendants, marked
+from tests.jobs.results import assert_same_run, metrics
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -80,16 +80,8 @@ class Supervised:
         assert self.names
 
     def processes(self) -> list[int]:
-        """Those that are marked as of this test, except for zombies, which the system has yet to take away."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    if f"MPIPAR_TEST={self.mark}".encode() in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
-        return found
+        """Those of this test that are there."""
+        return marked(self.mark)
 
 
 @pytest.fixture
@@ -98,7 +90,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supe
     temporary.mkdir()
     made = Supervised(temporary)
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("MPIPAR_TEST", made.mark)
+    monkeypatch.setenv(MARK, made.mark)
     yield made
     for pid in made.processes():  # of a test that has failed
         os.kill(pid, signal.SIGKILL)
