@@ -14,6 +14,8 @@ exchange        all-to-all
 host            where the ranks of a host meet
 arena           memory that they share
 sums            additions and copies, planned once
+small           the sum of a small array, compiled
+compiled        what is written in C
 exact           sums that do not round
 topology        which ranks share a host
 roster          who the ranks of a communicator are

@@ -31,6 +31,7 @@ from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.progress import Algorithm, Progress, Work
 from mpipar.comm.roster import Roster
 from mpipar.comm.select import AllReduce, select
+from mpipar.comm.small import plan_small_sum
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -130,7 +131,14 @@ class Communicator:
             op: The operation.
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
-        self.start_all_reduce(x, op, algorithm).wait()
+        operation = self._prepared.find((id(x), op, algorithm), x)
+        small = operation.small if operation is not None else None
+        if operation is None or small is None or not self._lane.is_free:
+            self.start_all_reduce(x, op, algorithm).wait()
+            return x
+        self._sequence += 1
+        if not small.at_once():
+            self._work(operation.call, small.rest()).wait()
         return x
 
     def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:
@@ -178,6 +186,9 @@ class Communicator:
             assert host is not None
             if column is not None and in_place:
                 return Operation(call, begin=shared.all_reduce(host, column, op, call))
+            small = plan_small_sum(host, x, op, call) if shared.takes_one_meeting(host, x) else None
+            if small is not None:
+                return Operation(call, begin=small.whole, small=small)
             return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":
             assert column is not None
@@ -461,7 +472,11 @@ class Communicator:
                 steps = shared.after_meeting(self._only_host, operation.call, steps)
             elif is_compared(sequence):
                 steps = compared(wire, operation.call, steps)
-        return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
+        return self._work(operation.call, steps)
+
+    def _work(self, call: Call, steps: Algorithm) -> Work:
+        """Puts the latest collective behind those that are under way."""
+        return self.progress.start(Work(self.progress, self._lane, call, self._sequence, steps))
 
     def _send(self, call: Call, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts the next collective, one that sends messages."""
