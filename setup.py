@@ -21,10 +21,10 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["mpipar", "mpipar.*"]),
     ext_modules=[
-        # Not a module: a library of plain C, without which comm/exact.py does the same more slowly. Hence optional.
+        # Not a module: a library of plain C, without which Python does the same more slowly. Hence optional.
         Extension(
-            "mpipar.comm._rounding",
-            ["mpipar/comm/rounding.c"],
+            "mpipar.comm._compiled",
+            ["mpipar/comm/rounding.c", "mpipar/comm/meeting.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
         )

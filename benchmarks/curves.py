@@ -20,7 +20,8 @@ import tyro
 from benchmarks.plot import COLORS, check_plot
 from mpipar.errors import ConfigError, MpiparError
 from mpipar.storage import atomic_file
-from mpipar.train.run_folder import RunFolder, read_metrics
+from mpipar.train.metrics_file import read_metrics
+from mpipar.train.run_folder import RunFolder
 
 _WIDEST, _NARROWEST = 9.0, 1.2  # points
 

@@ -18,7 +18,8 @@ from mpipar.parallel.exact import separate_use
 from mpipar.train import reproducible
 from mpipar.train.config import Config, DataConfig, TrainConfig
 from mpipar.train.dealing import Team
-from mpipar.train.loop import build_model, resolve
+from mpipar.train.loop import build_model
+from mpipar.train.resolve import resolve
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
 

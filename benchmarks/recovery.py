@@ -45,7 +45,7 @@ from benchmarks.watched import Watched
 from mpipar.comm import mpi_version
 from mpipar.comm.environment import environ_outside
 from mpipar.errors import ConfigError, LaunchError, MpiparError
-from mpipar.train.step import bf16_is_fast
+from mpipar.train.resolve import bf16_is_fast
 
 _START_S = 180.0  # a job may take to come to its first steps
 _STEPS_BETWEEN = 3  # from the start, or a death, to the next

@@ -81,6 +81,11 @@ class Buffer:
         return not self._on_device
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether they are the array's own, and no copy of them."""
+        return not self._on_device and not self._staged
+
+    @property
     def address(self) -> int:
         """Where it lies in the host's memory."""
         return _address(self.values)

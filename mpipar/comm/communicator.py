@@ -20,7 +20,7 @@ from torch import Tensor
 from mpipar.comm import p2p, shared
 from mpipar.comm.arena import Arena
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.call import compared, is_compared
+from mpipar.comm.call import Call, compared, is_compared
 from mpipar.comm.deadline import deadline
 from mpipar.comm.memory import Memory
 from mpipar.comm.mpi import MPI
@@ -132,7 +132,14 @@ class Communicator:
             op: The operation.
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
-        self.start_all_reduce(x, op, algorithm).wait()
+        operation = self._operations.all_reduce(x, op, algorithm)
+        small = operation.small
+        if small is None or not self._lane.is_free:
+            self._start(operation).wait()
+            return x
+        self._sequence += 1
+        if not small.at_once():
+            self._work(operation.call, small.rest()).wait()
         return x
 
     def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:
@@ -345,7 +352,11 @@ class Communicator:
                 steps = shared.after_meeting(self._memory.only_host, operation.call, steps)
             elif is_compared(sequence):
                 steps = compared(wire, operation.call, steps)
-        return self.progress.start(Work(self.progress, self._lane, operation.call, sequence, steps))
+        return self._work(operation.call, steps)
+
+    def _work(self, call: Call, steps: Algorithm) -> Work:
+        """Puts the latest collective behind those that are under way."""
+        return self.progress.start(Work(self.progress, self._lane, call, self._sequence, steps))
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""

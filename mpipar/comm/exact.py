@@ -26,14 +26,14 @@ Demmel & Nguyen, "Fast Reproducible Floating-Point Summation", ARITH 2013: pre-r
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from mpipar.comm import compiled
 
 ROOM = 8
 """How many times, as a power of two, a contribution may be larger than the largest one expected."""
@@ -88,9 +88,9 @@ def add_rounded(total: Tensor, x: Tensor, spacing: float, *, first: bool) -> flo
         The largest |x|, or NaN if an element is: above `limit`, the total is good for nothing.
     """
     anchor = 1.5 * 2.0 ** (_MANTISSA - 1) * spacing
-    compiled = _compiled()
-    if compiled is not None and x.dtype == torch.float32:
-        return compiled[first](total.data_ptr(), x.data_ptr(), x.numel(), anchor)
+    functions = _functions()
+    if functions is not None and x.dtype == torch.float32:
+        return functions[first](total.data_ptr(), x.data_ptr(), x.numel(), anchor)
     largest = 0.0
     if x.numel() == 0:
         return largest
@@ -104,22 +104,9 @@ def add_rounded(total: Tensor, x: Tensor, spacing: float, *, first: bool) -> flo
     return largest
 
 
-def is_compiled() -> bool:
-    """Whether rounding takes one pass over memory: setup.py has found a C compiler."""
-    return _compiled() is not None
-
-
 @lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[..., float], Callable[..., float]] | None:
+def _functions() -> tuple[Callable[..., float], Callable[..., float]] | None:
     """(add, round) of rounding.c, if it was built."""
-    here = Path(__file__).parent
-    built = [here / f"_rounding{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    found = next((path for path in built if path.exists()), None)
-    if found is None:
-        return None
-    library = ctypes.CDLL(str(found))
-    functions = library.mpipar_round_and_add, library.mpipar_round
-    for function in functions:
-        function.restype = ctypes.c_float
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double]
-    return functions
+    types = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double
+    add, only_round = (compiled.function(name, ctypes.c_float, *types) for name in ("round_and_add", "round"))
+    return None if add is None or only_round is None else (add, only_round)

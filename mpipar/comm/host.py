@@ -7,10 +7,10 @@ notices the death of a rank.
 
 Beside its flag a rank writes what it has come for (`call`), and those that meet compare.
 
-    line of a rank     | meetings | word, detail of even meetings | word, detail of odd ones |
+    line of a rank     | meetings | word, detail of even meetings | word, detail of odd ones | turn |
 
 A rank can be one meeting ahead of its neighbours, not two; hence two places for what it came for, and two slots of
-memory for what it brings.
+memory for what it brings, of which its turn says which it has used last.
 
 A flag stands for what was written before it. x86 makes stores visible in their order; other processors do not, and
 Python has no fence for them. There the ranks meet in empty messages, and MPI has the fences.
@@ -34,7 +34,8 @@ _PAGE_BYTES = 4096
 HOST_BYTES = _PAGE_BYTES + 2 * SLOT_BYTES
 """Of the memory that they share, for each rank."""
 
-_LINE_WORDS = 5
+_LINE_WORDS = 6
+_MEETINGS, _TURN = 0, 5  # and the calls between
 
 
 class Host:
@@ -56,9 +57,16 @@ class Host:
         self._lines = memory.words_at(0, _LINE_WORDS)
         self._own = self._lines[rank]
         self._others = [(line, peer) for line, peer in zip(self._lines, ranks, strict=True) if line is not self._own]
-        self._meetings = 0
-        self._turn = 0
         self._slots: dict[str, tuple[list[Buffer], list[Buffer]]] = {}
+
+    @property
+    def meets_at_flags(self) -> bool:
+        """And not in messages."""
+        return self._wire is None
+
+    def addresses_of_lines(self) -> list[int]:
+        """Of each rank, for what is compiled."""
+        return [line.address for line in self._memory.column_at(0, _LINE_WORDS, "uint64")]
 
     def meet(self, call: Call | None = None) -> Iterable[Pending]:
         """Nobody leaves before all have come, and what each wrote before is there for the others to read.
@@ -74,12 +82,18 @@ class Host:
         if self._wire is not None:
             steps = barrier(self._wire)
             return steps if call is None else compared(self._wire, call, steps)
-        self._meetings = meetings = self._meetings + 1
+        own = self._own
+        meetings = own[_MEETINGS] + 1
         if call is not None:
-            own, place = self._own, _place(meetings)
+            place = _place(meetings)
             own[place] = call.word
             own[place + 1] = call.detail
-        self._own[0] = meetings  # after all that was written before
+        own[_MEETINGS] = meetings  # after all that was written before
+        return self.arrivals(call)
+
+    def arrivals(self, call: Call | None) -> Iterable[Pending]:
+        """Of the others, at the meeting that this rank has last come to, at flags."""
+        meetings = self._own[_MEETINGS]
         return [Arrival(line, peer, meetings, call) for line, peer in self._others]
 
     def take_turn(self) -> int:
@@ -88,8 +102,8 @@ class Host:
         The slot is this rank's to fill until it goes to the next meeting, and everybody's to read from then on, until
         they go to the meeting after that.
         """
-        self._turn ^= 1
-        return self._turn
+        self._own[_TURN] ^= 1
+        return self._own[_TURN]
 
     def slots(self, dtype: str, turn: int) -> list[Buffer]:
         """Memory for what each rank brings, by rank: `SLOT_BYTES`."""
@@ -121,7 +135,7 @@ class Arrival(Pending):
             MessageError: It has come for something else.
         """
         line = self._line
-        if line[0] < self._meetings:
+        if line[_MEETINGS] < self._meetings:
             return False
         call = self._call
         if call is not None:

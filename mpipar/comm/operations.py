@@ -21,6 +21,7 @@ from mpipar.comm.memory import Memory
 from mpipar.comm.p2p import Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.select import AllReduce, select
+from mpipar.comm.small import plan_small_sum
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -136,6 +137,9 @@ class Operations:
             assert host is not None
             if column is not None and in_place:
                 return Operation(call, begin=shared.all_reduce(host, column, op, call))
+            small = plan_small_sum(host, x, op, call) if shared.takes_one_meeting(host, x) else None
+            if small is not None:
+                return Operation(call, begin=small.whole, small=small)
             return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":
             assert column is not None

@@ -16,6 +16,7 @@ from torch import Tensor
 from mpipar.comm.call import Call
 from mpipar.comm.p2p import Wire
 from mpipar.comm.pending import Algorithm
+from mpipar.comm.small import SmallSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Operation:
         call: What was called.
         begin: The algorithm, if it sends no messages.
         send: The algorithm, given the wire of the collective, if it does.
+        small: The same as `begin`, for a rank that has nothing else under way and waits for it.
         keeps: What lives as long as this does.
     """
 
     call: Call
     begin: Callable[[], Algorithm] | None = None
     send: Callable[[Wire], Algorithm] | None = None
+    small: SmallSum | None = None
     keeps: object = None
 
     def followed_by(self, last: Callable[[], None]) -> Operation:

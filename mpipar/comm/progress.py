@@ -42,6 +42,11 @@ class Lane:
     def busy(self) -> bool:
         return bool(self.queue or self.loose)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a collective can begin at once."""
+        return not self.queue and self.broken is None
+
     def status(self) -> str:
         """What this rank is doing here, for the other ranks."""
         return str(self.queue[0] if self.queue else self.loose[0] if self.loose else "")

@@ -88,10 +88,14 @@ def pays_in_place(host: Host, x: Buffer) -> bool:
     return x.size * x.itemsize > (_ONE_MEETING_OF_TWO_BYTES if host.size == 2 else _ONE_MEETING_BYTES)
 
 
+def takes_one_meeting(host: Host, x: Buffer) -> bool:
+    """Whether each rank adds up all slots itself."""
+    return host.size == 2 or x.size * x.itemsize <= _ONE_MEETING_BYTES
+
+
 def all_reduce_through_slots(host: Host, x: Buffer, op: Op, call: Call) -> Begin:
     """Every rank's x, wherever it lies, becomes the sum (mean, maximum) over all. Nothing is sent."""
-    one_meeting = host.size == 2 or x.size * x.itemsize <= _ONE_MEETING_BYTES
-    plan = _plan_one_meeting if one_meeting else _plan_two_meetings
+    plan = _plan_one_meeting if takes_one_meeting(host, x) else _plan_two_meetings
     # Of an empty array too there is one block, to meet for.
     blocks = list(segments(0, x.size, SLOT_BYTES // x.itemsize)) or [(0, 0)]
     phases = [[plan(host, host.slots(x.dtype, turn), x, a, b, op) for turn in (0, 1)] for a, b in blocks]

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import mpipar
-from mpipar.comm import Communicator, Grid, Mesh, exact
+from mpipar.comm import Communicator, Grid, Mesh, compiled
 from mpipar.comm.environment import MpiFacts, mpi_facts
-from mpipar.train.step import bf16_is_fast
+from mpipar.train.resolve import bf16_is_fast
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         },
         mpi=mpi_facts(),
         fast_bf16=bf16_is_fast(),
-        compiled_rounding=exact.is_compiled(),
+        compiled_rounding=compiled.is_built(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),
     )

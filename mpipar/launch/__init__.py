@@ -6,6 +6,7 @@ watch        a job to its end, which is brought about where it would not come
 job          one start: mpirun, and all processes that stem from it
 mpirun       which MPI it is, and the flags that it needs
 hosts        where ranks may run, and which of those hosts are still there
+folders      what a supervisor keeps, and what dead ones have left
 processes    whatever descends from this process, ended and reaped
 requests     signals, as requests to stop
 options      the command line

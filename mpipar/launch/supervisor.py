@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mpipar.errors import ConfigError
+from mpipar.launch.folders import Folders, removal_script, remove_dead
 from mpipar.launch.hosts import Host, Remote, allocated_hosts, kill_script, parse_hosts
 from mpipar.launch.job import Job
 from mpipar.launch.mpirun import find_mpirun, forwarded
 from mpipar.launch.options import Options
-from mpipar.launch.processes import SHARED_MEMORY, end_descendants
+from mpipar.launch.processes import end_descendants
 from mpipar.launch.requests import Requests
 from mpipar.launch.verdict import EXIT_DONE, End, Limits, judge
 from mpipar.launch.watch import Patience, Watch
@@ -53,21 +51,16 @@ class Supervisor:
         below = self._options.scratch
         if below is None and self._remote.others(self._hosts):
             below = Path.cwd()
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix="mpipar-launch-", dir=below)).absolute()
-        except OSError as error:
-            raise ConfigError(f"no folder can be made in --scratch {below}: {error.strerror}") from error
-        # What MPI leaves has the same name on every host, which no other job has.
-        self._files = Path(tempfile.gettempdir(), self._folder.name)
-        self._shared_memory = SHARED_MEMORY / self._folder.name
+        if dead := remove_dead(below):
+            self._remote.run(self._hosts, removal_script(dead))
+        self._folders = Folders(below)
         return self
 
     def __exit__(self, *error: object) -> None:
         end_descendants()  # of which there are some if an error has led here
-        for path in (self._folder, self._files, self._shared_memory):
-            shutil.rmtree(path, ignore_errors=True)
-        remove = shlex.join(["rm", "-rf", str(self._files), str(self._shared_memory)])
-        self._remote.run(self._there(), f"{kill_script(str(self._folder))}; {remove}")
+        self._folders.remove()
+        reports = self._folders.reports
+        self._remote.run(self._there(), f"{kill_script(str(reports))}; {removal_script([reports.name])}")
 
     def run(self) -> int:
         """Runs the command. Returns the exit code of the supervisor."""
@@ -96,11 +89,15 @@ class Supervisor:
         # An allocation that is complete is known to mpirun.
         ranks, hosts = self._ranks_left(), self._there() if self._options.hosts or self._lost else []
         # A folder for each start: what is left of an earlier one somewhere must not speak for this one.
-        folder = self._folder / f"start-{self._starts}"
+        folder = self._folders.reports / f"start-{self._starts}"
         folder.mkdir()
         own = {FOLDER: str(folder), AGAIN: str(int(self._again))}
-        files = self._files / folder.name
-        environ = {**os.environ, **own, **self._mpirun.variables(files, self._shared_memory, self._options.agent)}
+        files = self._folders.files / folder.name
+        environ = {
+            **os.environ,
+            **own,
+            **self._mpirun.variables(files, self._folders.shared_memory, self._options.agent),
+        }
         command = self._mpirun.command(
             ranks, hosts, self._command, more=self._options.mpirun_args, variables=forwarded(own)
         )
@@ -119,7 +116,7 @@ class Supervisor:
 
     def _ask_hosts(self) -> None:
         """Finds out which hosts are there; on those, ends what is left of the job."""
-        silent = self._remote.run(self._hosts, kill_script(str(self._folder)))
+        silent = self._remote.run(self._hosts, kill_script(str(self._folders.reports)))
         for host in silent:
             if host not in self._lost:
                 say(f"host {host.name} does not answer: going on without it")

@@ -93,6 +93,7 @@ class DataParallel:
         self._neighbours: tuple[int, ...] = ()  # whose its segments are
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
         self.buckets = [self._build(members, allocate) for members in plan]
+        self._exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]  # all or none
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
         self._norm_blocks = [block for slot in self._slots for block in slot.view.view(-1).split(_NORM_BLOCK)]
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order
@@ -152,15 +153,13 @@ class DataParallel:
 
     def separate_use(self, name: str) -> Callable[[Tensor], Tensor]:
         """What to pass the weight `name` through for a use beside its first one, with `grids`: see `exact`."""
-        place = next(bucket for bucket in self.buckets for slot in bucket.slots if slot.name == name)
-        assert isinstance(place, ExactBucket)
+        place = next(bucket for bucket in self._exact for slot in bucket.slots if slot.name == name)
         return lambda weight: separate_use(weight, lambda gradient: place.add(name, gradient))
 
     def take_fault(self) -> bool:
         """With `grids`: whether since the last call a contribution of this rank was not finite, or too large."""
-        exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]
-        found = any(bucket.has_fault for bucket in exact)
-        for bucket in exact:
+        found = any(bucket.has_fault for bucket in self._exact)
+        for bucket in self._exact:
             bucket.has_fault = False
         return found
 
@@ -253,10 +252,9 @@ class DataParallel:
 
     def _largest_anywhere(self) -> dict[str, float]:
         """Collective: the largest contribution of any rank to each tensor; the next step begins with none."""
-        exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]
-        mine = [bucket.largest.get(slot.name, 0.0) for bucket in exact for slot in bucket.slots]
+        mine = [bucket.largest.get(slot.name, 0.0) for bucket in self._exact for slot in bucket.slots]
         largest = self.comm.all_reduce(np.array(mine), "max")
-        for bucket in exact:
+        for bucket in self._exact:
             bucket.largest.clear()
         return dict(zip((slot.name for slot in self._slots), largest.tolist(), strict=True))
 

@@ -12,6 +12,7 @@ A grid belongs to a named tensor, never to a bucket or shard.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,9 +55,13 @@ class Grids:
         return [name for name, value in largest.items() if self.limit(name) < value < torch.inf]
 
     def move_on(self, largest: Mapping[str, float]) -> None:
-        """To the next step, or to the second attempt at one that overflowed. All contributions must be finite."""
+        """To the next step, or to the second attempt at one that overflowed.
+
+        Args:
+            largest: As `overflowed` takes it. Where it is not finite the grid stays: it says nothing of the next step.
+        """
         for name, value in largest.items():
-            top = next_top(self.tops.get(name), value)
+            top = next_top(self.tops.get(name), value) if math.isfinite(value) else None
             if top is not None:
                 self.tops[name] = top
 

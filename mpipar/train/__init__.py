@@ -1,17 +1,25 @@
 """Training: `mpirun -n 8 python -m mpipar.train`.
 
 config        the settings
+config_text   read from the command line and TOML files, and written
+resolve       what they leave to the machine
 loop          a run from its settings to a trained model
 step          one step: microbatches to gradients, gradients to weights
 source        which microbatches this rank reads
 optimizer     AdamW, the learning rate
 memory        what a step frees is kept for the next
+elastic       going on without ranks that die
+dealing       who computes which microbatch
+verify        replicas that should be equal, and are not
+stragglers    ranks that are slow
+reproducible  what has to hold so that the number of ranks does not enter
 resume        going on from a checkpoint, writing one
 stop          being asked to stop
 run_folder    what is kept of a run
 metrics       what is measured
+metrics_file  metrics.jsonl, which can be rewound
 record        where that is kept and shown
 terminal      lines and a progress line
-report        the header, the sample of text
+report        the header, the last words
 plot          loss.png
 """

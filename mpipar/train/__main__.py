@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main(world: Communicator, stop: StopRequest) -> Literal["stopped"] | None:
     from mpipar.comm import decide_on_root
-    from mpipar.train.config import parse
+    from mpipar.train.config_text import parse
     from mpipar.train.loop import train
 
     config = decide_on_root(world, lambda: parse(sys.argv[1:]))

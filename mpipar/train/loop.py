@@ -8,9 +8,7 @@ Everything that reaches the outside (the terminal, the run folder) is rank 0's; 
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -24,24 +22,23 @@ from mpipar.comm import (
     attempt,
     can_survive,
     decide_on_root,
-    names,
     part,
     start_watchdog,
-    survivors,
 )
-from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
+from mpipar.errors import DivergedError, LostRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
 from mpipar.train.dealing import Team, open_counter
+from mpipar.train.elastic import Losses
 from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics, Totals
-from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
+from mpipar.train.resolve import resolve
 from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.source import Source
-from mpipar.train.step import TrainStep, bf16_is_fast
+from mpipar.train.step import TrainStep
 from mpipar.train.stop import StopRequest
 from mpipar.train.stragglers import Stragglers
 from mpipar.train.terminal import Terminal
@@ -110,19 +107,6 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     return model
 
 
-def resolve(config: Config, mesh: Mesh) -> Config:
-    """The settings with nothing left to a rule or to the machine. Collective, since ranks must round alike."""
-    train = config.train
-    if train.precision == "auto":
-        everywhere = all(mesh.world.all_gather_object(bf16_is_fast()))
-        train = replace(train, precision="bf16" if everywhere else "fp32")
-    if train.threads == 0:
-        # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
-        cores = min(mesh.world.all_gather_object(mesh.cores_per_rank()))
-        train = replace(train, threads=1 if train.reproducible else cores)
-    return replace(config, model=config.model.resolved(), train=train)
-
-
 class Run:
     """The steps of a run, and what is kept of them.
 
@@ -157,9 +141,7 @@ class Run:
         self._done = 0
         self._asked = False
         self._todo: deque[Task] = deque()  # before the next step
-        self._led = self._leads  # whether this rank has the record open
-        self._dead: set[int] = set()  # of whom nobody has said yet that they died
-        self._lost = ""
+        self._losses = Losses(config.elastic.min_ranks, leads=self._leads)
         self._tasks = {
             "take_over": self._take_over,
             "evaluate": self._evaluate,
@@ -244,45 +226,22 @@ class Run:
 
     def _survive(self) -> None:
         """Collective between the living: goes on without the ranks that have died."""
-        began = time.perf_counter()
-        before = self._mesh.world.roster.origins
-
-        def build(world: Communicator) -> Mesh:
-            mesh = Mesh(world, Grid.of(world.size))
-            self._step.move_to(mesh["dp"])
-            return mesh
-
-        self._mesh = survivors(self._mesh.world, build)
+        self._mesh = self._losses.leave_behind(self._mesh, self._step.move_to, step=self._done + 1)
         self._comm = self._mesh["dp"]
         self._source.dealing.move_to(Team.of(self._comm, self._workers))
-        self._dead |= set(before) - set(self._comm.roster.origins)
-        took_s = time.perf_counter() - began
-        self._lost = (
-            f"{names(sorted(self._dead))} died in step {self._done + 1}: {self._comm.size} go on, after {took_s:.2f} s"
-        )
         if "take_over" not in self._todo:
             self._todo.appendleft("take_over")
 
     def _take_over(self) -> None:
         """Collective: the first of those who are left leads, and says who is not."""
+        attempt(self._mesh.world, lambda: self._losses.take_over(self._comm, self._lead))
+        self._terminal.say(f"lost    {self._losses.tell()}")
 
-        def take_over() -> None:
-            least = self._config.elastic.min_ranks
-            with agreement(self._comm):
-                if self._comm.size < least:
-                    raise TooFewRanksError(
-                        f"{self._lost}; but --elastic.min-ranks is {least}. The same command goes on from the last "
-                        "checkpoint"
-                    )
-                if self._leads and not self._led:
-                    self._folder.take_over()
-                    self._record.keep(self._done)
-                    self._terminal.take_over(self._done)
-                    self._led = True
-
-        attempt(self._mesh.world, take_over)
-        self._dead.clear()
-        self._terminal.say(f"lost    {self._lost}")
+    def _lead(self) -> None:
+        """From now on this rank does."""
+        self._folder.take_over()
+        self._record.keep(self._done)
+        self._terminal.take_over(self._done)
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:
@@ -332,24 +291,10 @@ class Run:
         def conclude() -> None:
             if self._leads:
                 with self._mesh.world.progress.pulse.silent():
-                    self._say_last_words()
+                    self._record.close()
+                    for line in report.last_words(
+                        self._config, self._folder, self._source, self._step, self._done, self._record.val_loss
+                    ):
+                        self._terminal.say(line)
 
         attempt(self._mesh.world, conclude)
-
-    def _say_last_words(self) -> None:
-        config, done, say = self._config, self._done, self._terminal.say
-        self._record.close()
-        name, millions = self._folder.path.name, self._step.model.num_parameters() / 1e6
-        title = f"{name}: {millions:.1f} M parameters, {self._comm.size} ranks"
-        drawn = plot_loss(
-            self._folder.metrics, self._folder.plot, entropy=self._source.shards.unigram_entropy, title=title
-        )
-        say(f"plot    {drawn}")
-        if done < config.train.steps:
-            say(f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; --resume auto goes on")
-            return
-        if config.run.sample_tokens:
-            for line in report.sample(self._step.model, self._source, config):
-                say(line)
-        say(f"digest: {self._step.digest()}")
-        say(f"done: {done} steps, val_loss {self._record.val_loss:.4f}, {self._folder.path}")

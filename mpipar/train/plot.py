@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpipar.storage import atomic_file
-from mpipar.train.run_folder import read_metrics, writing
+from mpipar.train.metrics_file import read_metrics
+from mpipar.train.run_folder import writing
 
 
 def plot_loss(metrics: Path, picture: Path, *, entropy: float, title: str) -> str:

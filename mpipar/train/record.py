@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mpipar.train.metrics import StepMetrics
-from mpipar.train.run_folder import Metrics, RunFolder
+from mpipar.train.metrics_file import Metrics
+from mpipar.train.run_folder import RunFolder
 from mpipar.train.terminal import Terminal
 
 

@@ -1,8 +1,8 @@
-"""What a run tells a person before and after its steps: what is about to run, and what the model then writes."""
+"""What a run tells a person before and after its steps: what is about to run, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -10,6 +10,8 @@ import mpipar
 from mpipar.comm import Mesh, mpi_version
 from mpipar.model import Transformer, generate
 from mpipar.train.config import Config
+from mpipar.train.plot import plot_loss
+from mpipar.train.run_folder import RunFolder
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
 
@@ -75,16 +77,23 @@ def header(
     return [f"{name:<7} {text}" for name, text in lines]
 
 
-def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
-    """How gradients are added up and where, or why not in shared memory."""
-    how = "exactly, " if exactly else ""
-    if unshared is not None:
-        return f"{how}in memory of each rank's own: {unshared}"
-    between = "" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them"
-    return f"{how}in shared memory{between}"
+def last_words(
+    config: Config, folder: RunFolder, source: Source, step: TrainStep, done: int, val_loss: float
+) -> Iterator[str]:
+    """Lines that say what came of it, after `done` steps. Draws loss.png on the way. For one rank."""
+    shards, ranks = source.shards, step.replicas.comm.size
+    title = f"{folder.path.name}: {step.model.num_parameters() / 1e6:.1f} M parameters, {ranks} ranks"
+    yield f"plot    {plot_loss(folder.metrics, folder.plot, entropy=shards.unigram_entropy, title=title)}"
+    if done < config.train.steps:
+        yield f"stopped: {done} of {config.train.steps} steps, {folder.path}; --resume auto goes on"
+        return
+    if config.run.sample_tokens:
+        yield from _sample(step.model, source, config)
+    yield f"digest: {step.digest()}"
+    yield f"done: {done} steps, val_loss {val_loss:.4f}, {folder.path}"
 
 
-def sample(model: Transformer, source: Source, config: Config) -> list[str]:
+def _sample(model: Transformer, source: Source, config: Config) -> list[str]:
     """What the model writes when it starts a document of its own."""
     tokenizer = source.shards.read_tokenizer()
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -93,6 +102,15 @@ def sample(model: Transformer, source: Source, config: Config) -> list[str]:
     tokens = generate(model, start, config.run.sample_tokens, temperature=0.8, top_k=50, generator=generator)
     text = tokenizer.decode(tokens[0, 1:].tolist())
     return ["sample", *(f"  | {line}" for line in text.splitlines())]
+
+
+def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
+    """How gradients are added up and where, or why not in shared memory."""
+    how = "exactly, " if exactly else ""
+    if unshared is not None:
+        return f"{how}in memory of each rank's own: {unshared}"
+    between = "" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them"
+    return f"{how}in shared memory{between}"
 
 
 def _count(number: int, noun: str) -> str:

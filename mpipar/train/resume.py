@@ -15,7 +15,8 @@ from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
 from mpipar.supervised import started_again
 from mpipar.train import reproducible
-from mpipar.train.config import Config, flag, to_table, to_toml
+from mpipar.train.config import Config, flag
+from mpipar.train.config_text import to_table, to_toml
 from mpipar.train.run_folder import RunFolder
 from mpipar.train.step import TrainStep
 

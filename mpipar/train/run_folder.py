@@ -6,23 +6,19 @@
     tensorboard/        events, where tensorboard is installed
     loss.png            where matplotlib is installed
 
-Rank 0 alone touches it. A run that goes on from a checkpoint first takes back the lines of later steps, which will be
-written again.
+Rank 0 alone touches it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
-import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 from mpipar.errors import ConfigError, StorageError
 from mpipar.storage import atomic_file, remove_partials
@@ -140,47 +136,6 @@ class RunFolder:
             partial.write_text(toml, "utf-8")
 
 
-class Metrics:
-    """metrics.jsonl, open for appending. Each line is with the operating system when `write` returns.
-
-    Args:
-        path: The file.
-        after_step: Lines of later steps are taken back first, and with them a line that a kill cut in two.
-    """
-
-    def __init__(self, path: Path, after_step: int):
-        self._path = path
-        with writing(path):
-            self._written = _rewind(path, after_step)
-            self._file: IO[bytes] = path.open("ab", buffering=0)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one object, if it is not there yet. JSON has no NaN: what is not finite becomes null."""
-        key = _key(values)
-        if key in self._written:
-            return
-        with writing(self._path):
-            self._file.write(json.dumps(_finite(values), allow_nan=False).encode() + b"\n")
-        self._written = {key} if key[0] not in {step for step, _ in self._written} else self._written | {key}
-
-    def sync(self) -> None:
-        """Makes what was written survive the loss of power: before a checkpoint says that it has happened."""
-        with writing(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; none if there is no file."""
-    return [values for values, _ in _lines(path)]
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system refuses is told as an error of the run, with the file's name."""
@@ -191,39 +146,3 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}. Make room, or give another --run.dir; the same "
             "command goes on from the latest checkpoint"
         ) from error
-
-
-def _key(values: Mapping[str, Any]) -> tuple[int, bool]:
-    """What a line is about: a step, or the evaluation after it."""
-    return values["step"], "val_loss" in values
-
-
-def _rewind(path: Path, after_step: int) -> set[tuple[int, bool]]:
-    """Takes back later lines. Returns what the lines of the last step are about that are left."""
-    end, last = 0, set[tuple[int, bool]]()
-    for values, position in _lines(path):
-        if values["step"] > after_step:
-            break
-        end = position
-        key = _key(values)
-        last = {other for other in last if other[0] == key[0]} | {key}
-    if path.exists():
-        os.truncate(path, end)
-    return last
-
-
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """(object, position behind it) of each complete line."""
-    if not path.exists():
-        return
-    position = 0
-    with path.open("rb") as file:
-        for line in file:
-            position += len(line)
-            if not line.endswith(b"\n"):
-                return
-            try:
-                values = json.loads(line)
-            except ValueError:  # what a loss of power can leave of lines that no checkpoint relies on
-                return
-            yield values, position

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -82,7 +81,8 @@ class TrainStep:
     def compute(self, step: int, source: MicrobatchSource, *, stop: bool) -> Computed:
         """Computes and reduces the gradients of the step that follows `step` finished ones. Collective.
 
-        The weights, and all else that is kept from step to step, stay as they are: it can be done again.
+        The weights, and all else that is kept from step to step, stay as they are: it can be done again, when `fits`
+        has refused it, or behind `move_to`.
 
         Args:
             step: Steps finished so far.
@@ -97,7 +97,6 @@ class TrainStep:
         clock = Clock()
         mine = Totals.none(self._config.train.num_microbatches, self._comm.size, stop=stop)
         failure: DataError | None = None
-        self.replicas.start_over()
         try:
             self._accumulate(step, source.microbatches(step), mine, clock)
         except DataError as error:
@@ -123,6 +122,7 @@ class TrainStep:
         if self.grids is None or not self.grids.overflowed(self.replicas.largest):
             return True
         self.grids.move_on(self.replicas.largest)
+        self.replicas.start_over()
         return False
 
     def apply(self, computed: Computed) -> StepMetrics:
@@ -244,12 +244,3 @@ class MicrobatchSource(Protocol):
     def microbatches(self, step: int) -> Iterator[Microbatch]:
         """This rank's microbatches of a step."""
         ...
-
-
-def bf16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware; without it autocast is a loss."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("ascii", errors="replace").split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)

@@ -20,12 +20,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from tests.jobs.conftest import TINY, write_text
-from tests.jobs.launch import Job, run
+from tests.jobs.launch import Job, Outcome, run
+from tests.jobs.results import digest, digests, exact
 
 When = Literal["start", "steps", "checkpoint"]
 
@@ -142,7 +143,7 @@ class Arena:
         write_text(text)
         run(2, "-m", "mpipar.data", "pack", str(text), "--out", str(self._data), "--vocab-size", "300").ok()
         undisturbed = run(2, *self._train("undisturbed")).ok()
-        self._expected = digest(undisturbed.lines), losses(folder / "undisturbed")
+        self._digest, self._metrics = digest(undisturbed), exact(folder / "undisturbed")
 
     def play(self, seed: int) -> Verdict:
         """The run of one seed."""
@@ -157,11 +158,7 @@ class Arena:
         try:
             for blow in blows:
                 landed += self._strike(job, blow, self._folder / name / "checkpoints")
-            outcome = job.finish(TIME_LIMIT_S)
-            why = "" if outcome.code == 0 else f"exit code {outcome.code}"
-            found = digest(outcome.lines), losses(self._folder / name)
-            if not why and found != self._expected:
-                why = "another digest" if found[0] != self._expected[0] else "other metrics"
+            why = self._judge(job.finish(TIME_LIMIT_S), self._folder / name)
         except AssertionError as error:
             why = str(error).splitlines()[0]
         took_s = time.monotonic() - began
@@ -173,6 +170,14 @@ class Arena:
     def _train(self, name: str) -> list[str]:
         places = ["--data.dir", self._data, "--run.dir", self._folder / name]
         return ["-m", "mpipar.train", *map(str, [*places, *TINY, *SETTINGS])]
+
+    def _judge(self, outcome: Outcome, run_folder: Path) -> str:
+        """What is wrong with the end of a run; nothing, if all is right."""
+        if outcome.code:
+            return f"exit code {outcome.code}"
+        if digests(outcome)[-1:] != [self._digest]:
+            return "another digest"
+        return "" if exact(run_folder) == self._metrics else "other metrics"
 
     def _strike(self, job: Job, blow: Blow, checkpoints: Path) -> bool:
         """Waits for the moment, and strikes. Whether the rank was there to be hit."""
@@ -207,17 +212,6 @@ def has_come(when: When, job: Job, checkpoints: Path) -> bool:
     if when == "steps":
         return any(line.startswith("step ") for line in job.output)
     return checkpoints.is_dir() and any(path.name.startswith(".") for path in checkpoints.iterdir())
-
-
-def digest(lines: Sequence[str]) -> str:
-    """What the run says at its end."""
-    return next((line.strip() for line in reversed(lines) if line.startswith("digest: ")), "no digest")
-
-
-def losses(folder: Path) -> list[tuple[Any, ...]]:
-    """What metrics.jsonl says of the result."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [tuple(line.get(key) for key in ("step", "loss", "grad_norm", "val_loss")) for line in lines]
 
 
 def describe(verdict: Verdict) -> str:

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 TIME_LIMIT_S = 50.0
 
+MARK = "MPIPAR_TEST"
+"""An environment variable by which the processes of a test can be told from others. All inherit it."""
+
 
 class Job:
     """`mpirun -n N python ARGUMENTS...`, started. Its output is read as it comes.
@@ -156,6 +159,19 @@ def descendants(pid: int) -> list[int]:
         generation = children.get(queue.pop(0), [])
         found += generation
         queue += generation
+    return found
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that a test has started with this mark in `MARK`; zombies have none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:  # it has ended
+                continue
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import pytest
 
 from mpipar.comm.environment import mpi_facts
 from tests.jobs.launch import ROOT, Job, Outcome, run
+from tests.jobs.results import digest, exact
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -20,31 +20,22 @@ pytestmark = [
 ]
 
 Train = Callable[..., list[str]]
+Result = tuple[str, list[dict[str, Any]]]
 STEPS = 40
 SETTINGS = ["--train.steps", STEPS, "--train.global-batch", 8, "--train.eval-every", 10, "--checkpoint.every", 10]
 SETTINGS += ["--comm.timeout-s", 20]
 SURVIVABLE = ["--with-ft", "ulfm"]
 
 
-def digest(outcome: Outcome) -> str:
-    (line,) = [line for line in outcome.lines if line.startswith("digest: ")]
-    return line
-
-
-def metrics(folder: Path) -> list[tuple[Any, ...]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(line.get(key) for key in ("step", "loss", "grad_norm", "val_loss")) for line in lines]
-
-
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[tuple[Any, ...]]]:
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The digest and the metrics of the run in which nobody dies."""
     from tests.jobs.conftest import TINY
 
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     arguments = ["-m", "mpipar.train", "--data.dir", data, "--run.dir", folder, *TINY, *SETTINGS]
     outcome = run(2, *map(str, arguments)).ok()
-    return digest(outcome), metrics(folder)
+    return digest(outcome), exact(folder)
 
 
 def disturbed(
@@ -67,33 +58,31 @@ def disturbed(
     ids=["a worker", "the leader", "one after the other", "two at once", "all but one"],
 )
 def test_the_run_goes_on(
-    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]], deaths: list[tuple[int, list[int]]]
+    train: Train, tmp_path: Path, undisturbed: Result, deaths: list[tuple[int, list[int]]]
 ) -> None:
     outcome = disturbed(train(*SETTINGS), deaths).ok()
-    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
     assert sum(line.startswith("lost ") for line in outcome.lines) >= 1
     dead = sorted(rank for _, ranks in deaths for rank in ranks)
     assert all(f"{rank}" in outcome.text for rank in dead)
     assert [path.name for path in (tmp_path / "run").rglob(".partial*")] == []
 
 
-def test_a_rank_that_hangs_is_ended(
-    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]
-) -> None:
+def test_a_rank_that_hangs_is_ended(train: Train, tmp_path: Path, undisturbed: Result) -> None:
     arguments = train(*SETTINGS, "--elastic.hang-s", 2)
     outcome = disturbed(arguments, [(12, [0])], signal.SIGSTOP, ranks=3).ok()
-    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
     assert "lost    rank 0 died" in outcome.text
 
 
 def test_where_ranks_cannot_share_memory_the_run_does_without(
-    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]
+    train: Train, tmp_path: Path, undisturbed: Result
 ) -> None:
     """Nothing is claimed, nobody is watched, gradients go round in messages; a death is survived all the same."""
     failing = str(ROOT / "tests" / "jobs" / "failing.py")
     arguments = [failing, "apart", "1", "0", *train(*SETTINGS, "--elastic.hang-s", 2)[2:]]
     outcome = disturbed(arguments, [(12, [2])], ranks=3).ok()
-    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
     reason = "a neighbour's memory cannot be opened: Permission denied"
     for told in (
         f"reduce  exactly, in memory of each rank's own: {reason}",
@@ -103,9 +92,9 @@ def test_where_ranks_cannot_share_memory_the_run_does_without(
         assert outcome.lines.count(told) == 1, outcome.text
 
 
-def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]) -> None:
+def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: Result) -> None:
     outcome = disturbed(train(*SETTINGS, "--elastic.spares", 1), [(12, [1])], ranks=3).ok()
-    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
     assert "1 spare" in outcome.text
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mpipar import checkpoint
 from tests.jobs.launch import ROOT, Job, Outcome, run
+from tests.jobs.results import metrics
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -147,7 +148,7 @@ def test_a_rank_that_does_not_finalize_ends_the_job() -> None:
 
 def test_a_step_that_is_not_finite_is_skipped_by_all(train: Arguments, tmp_path: Path) -> None:
     outcome = faulty(train, 2, "nan", 1, 5).ok()  # the rank's fifth microbatch: the third step
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if line.get("skipped")] == [3]
     assert next(line for line in lines if line["step"] == 3)["loss"] is None
     assert outcome.text.count("skipped") == 1 and outcome.lines[-1].startswith("done: 8 steps")

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import hosts as hosts_module
 from benchmarks.hosts import Hosts, why_not
-from tests.jobs.launch import ROOT, Job, run
+from tests.jobs.launch import MARK, ROOT, Job, marked, run
 
 REASON = why_not()
 REASON_FOR_DELAY = why_not(delay_ms=1)
@@ -57,28 +57,16 @@ if everyones:
 def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job], list[str]]]:
     """left(job): the names of what is still there of a job of benchmarks.hosts: namespaces, files, processes."""
     mark = secrets.token_hex(8)
-    monkeypatch.setenv("MPIPAR_TEST", mark)  # all processes of the test inherit it, and can be found by it
+    monkeypatch.setenv(MARK, mark)  # all processes of the test inherit it, and can be found by it
 
     def left(job: Job) -> list[str]:
         run = f"mpipar-hosts-{job.process.pid}-*"
         files = [str(path) for folder in ("/run/netns", tempfile.gettempdir()) for path in Path(folder).glob(run)]
-        return files + [f"process {pid}" for pid in processes(mark)]
+        return files + [f"process {pid}" for pid in marked(mark)]
 
     yield left
-    for pid in processes(mark):  # of a test that has failed
+    for pid in marked(mark):  # of a test that has failed
         os.kill(pid, signal.SIGKILL)
-
-
-def processes(mark: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if f"MPIPAR_TEST={mark}".encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:  # it has ended
-                continue
-    return found
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import pytest
 
 from mpipar.comm.environment import mpi_facts
 from tests.jobs.conftest import TINY
-from tests.jobs.launch import Job, Outcome, descendants
-from tests.jobs.test_train import assert_same_run, metrics
+from tests.jobs.launch import MARK, Job, Outcome, descendants, marked
+from tests.jobs.results import assert_same_run, metrics
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -53,6 +52,8 @@ from mpipar.comm import run_job
 run_job(lambda world: print("all are there", flush=True))
 """
 
+NOTHING = "from mpipar.comm import run_job; run_job(lambda world: None)"
+
 
 class Supervised:
     """Jobs under the supervisor. Whatever they leave can be told from what others leave on this machine."""
@@ -80,16 +81,8 @@ class Supervised:
         assert self.names
 
     def processes(self) -> list[int]:
-        """Those that are marked as of this test, except for zombies, which the system has yet to take away."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    if f"MPIPAR_TEST={self.mark}".encode() in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
-        return found
+        """Those of this test that are there."""
+        return marked(self.mark)
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supe
     temporary.mkdir()
     made = Supervised(temporary)
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("MPIPAR_TEST", made.mark)
+    monkeypatch.setenv(MARK, made.mark)
     yield made
     for pid in made.processes():  # of a test that has failed
         os.kill(pid, signal.SIGKILL)
@@ -219,8 +212,8 @@ def test_a_supervisor_that_is_killed_takes_the_job_along(supervised: Supervised,
         time.sleep(0.1)
     assert not supervised.processes()
     assert not list(supervised.temporary.glob("*/start-1/ompi.*")), "mpirun has left in good order"
-    for name in supervised.names:  # nobody is left who would
-        shutil.rmtree(Path("/dev/shm", name), ignore_errors=True)
+    assert all(Path("/dev/shm", name).is_dir() for name in supervised.names)
+    supervised.finish(supervised.start("-c", NOTHING)).ok()  # which has removed what the first could not
 
 
 def test_the_wrong_options(supervised: Supervised) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.hosts import Hosts, why_not
 from tests.jobs.launch import ROOT
-from tests.jobs.test_train import metrics
+from tests.jobs.results import metrics
 
 REASON = why_not()
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs.launch import Outcome, run
+from tests.jobs.launch import run
+from tests.jobs.results import digest, exact
 
 pytestmark = pytest.mark.timeout(120)
 
 Train = Callable[..., list[str]]
 SETTINGS = ["--train.steps", 6, "--train.global-batch", 7, "--train.eval-every", 3, "--checkpoint.every", 3]
 SETTINGS += ["--model.dropout", 0.1]
-
-
-def digest(outcome: Outcome) -> str:
-    (line,) = [line for line in outcome.lines if line.startswith("digest: ")]
-    return line.removeprefix("digest: ")
-
-
-def losses(folder: Path) -> list[tuple[Any, ...]]:
-    """Of each line of metrics.jsonl what may not depend on the number of ranks."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(line.get(key) for key in ("step", "tokens", "loss", "grad_norm", "lr", "val_loss")) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +28,7 @@ def expected() -> dict[str, Any]:
 def test_any_number_of_ranks(train: Train, tmp_path: Path, expected: dict[str, Any], num_ranks: int) -> None:
     outcome = run(num_ranks, *train(*SETTINGS)).ok()
     assert "exactly" in outcome.text
-    found = {"digest": digest(outcome), "losses": losses(tmp_path / "run")}
+    found = {"digest": digest(outcome), "losses": exact(tmp_path / "run")}
     assert len(found["losses"]) == 8  # six steps, two evaluations
     assert found == (expected or found)
     expected.update(found)
@@ -50,16 +39,14 @@ def test_any_number_of_ranks(train: Train, tmp_path: Path, expected: dict[str, A
 def test_resumed_at_another_size(train: Train, tmp_path: Path, expected: dict[str, Any]) -> None:
     """Three steps on three ranks, three on two."""
     if not expected:
-        expected.update(
-            digest=digest(run(1, *train(*SETTINGS, folder="whole")).ok()), losses=losses(tmp_path / "whole")
-        )
+        expected.update(digest=digest(run(1, *train(*SETTINGS, folder="whole")).ok()), losses=exact(tmp_path / "whole"))
     first = run(3, *train(*SETTINGS, folder="three")).ok()
     assert digest(first) == expected["digest"]
     earlier = tmp_path / "three" / "checkpoints" / "step-00000003"
     second = run(2, *train(*SETTINGS, "--resume", earlier, folder="two")).ok()
     assert "goes on from step 3" in second.text
     assert digest(second) == expected["digest"]
-    assert losses(tmp_path / "two") == expected["losses"][4:]
+    assert exact(tmp_path / "two") == expected["losses"][4:]
 
 
 def test_what_would_break_the_promise_is_refused(train: Train) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.launch import ROOT
+from tests.jobs.results import metrics
 
 HERE = Path(__file__).parent
 TIME_LIMIT_S = 150.0
@@ -106,8 +106,7 @@ def submit(
 
 def steps(run: Path) -> list[int]:
     """The steps in the metrics of a run, in the order in which they stand there."""
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = metrics(run) if (run / "metrics.jsonl").exists() else []
     return [line["step"] for line in lines if "loss" in line]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -10,43 +9,16 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from mpipar import checkpoint
 from tests.jobs.launch import Job, run
+from tests.jobs.results import assert_same_run, exact, metrics, weights
 
 pytestmark = pytest.mark.timeout(240)
 
 Arguments = Callable[..., list[str]]
-
-# What of a step must not depend on when and where it was computed.
-EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "val_loss")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def exact(folder: Path) -> list[dict[str, Any]]:
-    return [{key: line[key] for key in EXACT if key in line} for line in metrics(folder)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the latest checkpoint: weights and optimizer."""
-    latest = checkpoint.latest(folder / "checkpoints")
-    assert latest is not None
-    with checkpoint.load(latest) as found:
-        return dict(found)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert exact(one) == exact(other)
-    mine, theirs = weights(one), weights(other)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_what_a_run_leaves(train: Arguments, tmp_path: Path) -> None:

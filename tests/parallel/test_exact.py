@@ -161,6 +161,17 @@ def test_what_is_not_finite_reaches_all_ranks_and_is_no_overflow(comm: Communica
     replicas.close()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_moves_no_grid(value: float) -> None:
+    """Where another tensor has overflowed, and the step is done again."""
+    grids = Grids(NUM_MICROBATCHES)
+    grids.tops = {"faulty": -20, "large": -20}
+    largest = {"faulty": value, "large": 1.5, "new": value}
+    assert grids.overflowed(largest) == ["large"]
+    grids.move_on(largest)
+    assert grids.tops == {"faulty": -20, "large": 1}
+
+
 def test_a_parameter_without_gradient_has_none(comm: Communicator) -> None:
     model = build()
     model.unused = nn.Parameter(torch.zeros(3))

@@ -10,33 +10,16 @@ import torch
 
 from mpipar.comm import Communicator
 from mpipar.errors import CorruptionError
-from mpipar.model import ModelConfig, Transformer, initialise
-from mpipar.train.config import Config, DataConfig, RunConfig, TrainConfig
-from mpipar.train.dealing import Team
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep
 from mpipar.train.verify import verify
-from tests.parallel.small_data import write_small_data
+from tests.parallel.small_data import small_step
 
 
 @pytest.fixture(params=[True, False], ids=["reproducible", "ordinary"])
 def parts(comm: Communicator, shared_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[TrainStep, Source]]:
     """A step of a small model, and what it reads."""
-    if comm.rank == 0:
-        write_small_data(shared_path / "data")
-    comm.barrier()
-    config = Config(
-        run=RunConfig(dir=shared_path / "run"),
-        data=DataConfig(dir=shared_path / "data"),
-        model=ModelConfig(layers=1, dim=32, heads=2, max_seq_len=32),
-        train=TrainConfig(
-            global_batch=8, microbatch=2, seq_len=16, eval_sequences=2, precision="fp32", reproducible=request.param
-        ),
-    )
-    model = Transformer(config.model, vocab_size=300)
-    initialise(model, 1)
-    source = Source(config, Team.of(comm, comm.size), None)
-    step = TrainStep(model, config, comm)
+    step, source = small_step(comm, shared_path, reproducible=request.param)
     for done in range(2):
         assert step.fits()
         step.apply(step.compute(done, source, stop=False))

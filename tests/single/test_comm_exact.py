@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpipar.comm import exact
+from mpipar.comm import compiled, exact
 
-needs_compiler = pytest.mark.skipif(not exact.is_compiled(), reason="rounding.c was not built: no C compiler")
+needs_compiler = pytest.mark.skipif(not compiled.is_built(), reason="rounding.c was not built: no C compiler")
 
 
 def gradients(seed: int, count: int, size: int, spread: int) -> list[Tensor]:

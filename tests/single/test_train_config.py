@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpipar.errors import ConfigError
-from mpipar.train.config import Config, TrainConfig, parse, read_toml, to_toml
+from mpipar.train.config import Config, TrainConfig
+from mpipar.train.config_text import parse, read_toml, to_toml
 
 
 def test_names_that_scripts_rely_on() -> None:

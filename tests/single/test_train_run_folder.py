@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpipar.errors import ConfigError
-from mpipar.train.run_folder import Metrics, RunFolder, read_metrics
+from mpipar.train.metrics_file import Metrics, read_metrics
+from mpipar.train.run_folder import RunFolder
 
 
 def write(path: Path, steps: list[int], tail: str = "") -> None:

@@ -1,0 +1,44 @@
+"""The few functions that are compiled, because Python is too slow for them: rounding.c and meeting.c.
+
+They are plain C in one library, which setup.py builds where it finds a compiler. Each has a counterpart in Python that
+gives the same bits; without the library that one is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+def function(name: str, result: type[Any], *arguments: type[Any]) -> Callable[..., Any] | None:
+    """A function of the library, or None if that was not built.
+
+    Args:
+        name: Without the "mpipar_" in front.
+        result: Of ctypes, like the arguments.
+        arguments: What it takes.
+    """
+    library = _library()
+    if library is None:
+        return None
+    found = library[f"mpipar_{name}"]  # a new object each time, whose types are its own
+    found.restype = result
+    found.argtypes = arguments
+    return found
+
+
+def is_built() -> bool:
+    """Whether the library is there."""
+    return _library() is not None
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    here = Path(__file__).parent
+    built = [here / f"_compiled{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    found = next((path for path in built if path.exists()), None)
+    return None if found is None else ctypes.CDLL(str(found))
