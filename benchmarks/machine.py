@@ -8,13 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 import mpipar
 from benchmarks.mpi_peer import waiting
 from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from mpipar.processor import processor_name
 
 # Settings of MPI libraries, and of what carries their messages; less those that mpirun sets for itself.
 _SETTINGS = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "MPICH_", "MPIR_CVAR_", "I_MPI_", "MV2_", "UCX_", "FI_")
@@ -93,7 +93,7 @@ def begin(world: Communicator) -> tuple[Mesh, Environment]:
         threads=torch.get_num_threads(),
         cores=len(cores),
         ranks_on_host=mesh.host.size,
-        processor=processor(),
+        processor=processor_name(),
         system=f"{platform.system()} {platform.release()}",
     )
 
@@ -107,15 +107,6 @@ def versions() -> dict[str, str]:
 def mpi_settings() -> list[str]:
     """NAME=VALUE, of the environment."""
     return [f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_setting(name)]
-
-
-def processor() -> str:
-    """What the cores are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
 
 
 def _is_setting(name: str) -> bool:

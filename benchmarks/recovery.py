@@ -40,12 +40,12 @@ from typing import NoReturn
 import numpy as np
 import tyro
 
-from benchmarks.machine import comments, mpi_settings, processor, versions
+from benchmarks.machine import comments, mpi_settings, versions
 from benchmarks.watched import Watched
 from mpipar.comm import mpi_version
 from mpipar.comm.environment import environ_outside
 from mpipar.errors import ConfigError, LaunchError, MpiparError
-from mpipar.train.step import bf16_is_fast
+from mpipar.processor import bf16_is_fast, processor_name
 
 _START_S = 180.0  # a job may take to come to its first steps
 _STEPS_BETWEEN = 3  # from the start, or a death, to the next
@@ -258,7 +258,7 @@ def _machine() -> str:
     lines = [
         f"{' '.join(['python -m benchmarks.recovery', *sys.argv[1:]])}    {time.strftime('%Y-%m-%d')}",
         ", ".join([mpi_version(), *(f"{name} {number}" for name, number in versions().items())]),
-        f"{len(os.sched_getaffinity(0))} x {processor()}, {platform.system()} {platform.release()}",
+        f"{len(os.sched_getaffinity(0))} x {processor_name()}, {platform.system()} {platform.release()}",
         f"MPI settings: {' '.join(mpi_settings()) or 'none'}",
     ]
     return comments(lines)

@@ -32,6 +32,7 @@ from mpipar.comm import (
 from mpipar.comm.counter import Counter
 from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
+from mpipar.processor import bf16_is_fast
 from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
@@ -42,7 +43,7 @@ from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
 from mpipar.train.run_folder import RunFolder, writing
 from mpipar.train.source import Source
-from mpipar.train.step import TrainStep, bf16_is_fast
+from mpipar.train.step import TrainStep
 from mpipar.train.stop import StopRequest
 from mpipar.train.stragglers import Stragglers
 from mpipar.train.terminal import Terminal

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -246,12 +245,3 @@ class MicrobatchSource(Protocol):
     def microbatches(self, step: int) -> Iterator[Microbatch]:
         """This rank's microbatches of a step."""
         ...
-
-
-def bf16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware; without it autocast is a loss."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("ascii", errors="replace").split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)
