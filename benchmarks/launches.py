@@ -29,8 +29,9 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from benchmarks.command import run_command
 from mpipar.comm.environment import environ_outside
-from mpipar.errors import ConfigError, LaunchError, MpiparError
+from mpipar.errors import ConfigError, LaunchError
 
 Answer = Mapping[str, Any]
 """What a question prints with --format json."""
@@ -154,14 +155,5 @@ def _times(answer: Answer) -> dict[tuple[int, str], float]:
     return {(row["size"], row["contestant"]): row["time_us"] for row in answer["rows"]}
 
 
-def main() -> None:
-    """The command."""
-    launches = tyro.cli(Launches, prog="python -m benchmarks.launches")
-    try:
-        launches.run()
-    except MpiparError as error:
-        sys.exit(f"mpipar: error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda: tyro.cli(Launches, prog="python -m benchmarks.launches").run()))
