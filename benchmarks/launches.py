@@ -30,6 +30,7 @@ import numpy.typing as npt
 import tyro
 
 from benchmarks.command import run_command
+from benchmarks.options import require_at_least
 from mpipar.comm.environment import environ_outside
 from mpipar.errors import ConfigError, LaunchError
 
@@ -59,8 +60,7 @@ class Launches:
         """
         if len(self.launch) not in range(2, len(ascii_uppercase) + 1):
             raise ConfigError(f"--launch is given {len(self.launch)} times: at least two are compared")
-        if self.repeat < 1:
-            raise ConfigError(f"--repeat {self.repeat} must be at least 1")
+        require_at_least(self, repeat=1)
         if not self.question:
             raise ConfigError("no question: -- allreduce --max-bytes 1048576, for example")
         if any(word == "--format" or word.startswith("--format=") for word in self.question):

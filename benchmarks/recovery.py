@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import re
 import shlex
@@ -39,12 +38,11 @@ import numpy as np
 import tyro
 
 from benchmarks.command import leave_when_asked, path_of, run_command
-from benchmarks.machine import comments, mpi_settings, versions
+from benchmarks.machine import comments, this_machine
 from benchmarks.watched import Watched
-from mpipar.comm import mpi_version
 from mpipar.comm.environment import environ_outside
 from mpipar.errors import ConfigError, LaunchError
-from mpipar.processor import bf16_is_fast, processor_name
+from mpipar.processor import bf16_is_fast
 
 _START_S = 180.0  # a job may take to come to its first steps
 _STEPS_BETWEEN = 3  # from the start, or a death, to the next
@@ -131,7 +129,7 @@ class Recovery:
             raise ConfigError("--workers must be at least 2, --restarts at least 1")
         if not self.data.is_dir():
             raise ConfigError(f"--data {self.data} does not exist: python -m mpipar.data pack stdlib --out {self.data}")
-        print(_machine(), flush=True)
+        print(this_machine("benchmarks.recovery", len(os.sched_getaffinity(0))).header(), flush=True)
         measured, chance = Measured(), random.Random(self.seed)
         with tempfile.TemporaryDirectory(prefix="mpipar-recovery-") as folder:
             for number in range(self.jobs):
@@ -250,17 +248,6 @@ def _steps(job: Watched, pattern: str, count: int = _STEPS_BETWEEN) -> float:
             raise LaunchError(f"a job did not come to its steps: {shlex.join(job.command)}\n{said}")
         times.append(line.at)
     return times[-1] - times[-2]
-
-
-def _machine() -> str:
-    """The head of the table."""
-    lines = [
-        f"{' '.join(['python -m benchmarks.recovery', *sys.argv[1:]])}    {time.strftime('%Y-%m-%d')}",
-        ", ".join([mpi_version(), *(f"{name} {number}" for name, number in versions().items())]),
-        f"{len(os.sched_getaffinity(0))} x {processor_name()}, {platform.system()} {platform.release()}",
-        f"MPI settings: {' '.join(mpi_settings()) or 'none'}",
-    ]
-    return comments(lines)
 
 
 def _say(text: str) -> None:
