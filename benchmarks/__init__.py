@@ -14,6 +14,7 @@ Each file answers one question or does one thing:
 
     sweep        what the questions over sizes share: options, checks, turns, output
     case         one size of one question: memory, contestants
+    halves       reduce_scatter and all_gather
     limits       what the machine could do at best
     patterns     numbers whose sums are exact
     measure      taking turns, ratios
@@ -22,6 +23,7 @@ Each file answers one question or does one thing:
     gradients, representations    of exact: real gradients, and ways to hold their sums
     machine      on what it was measured
     mpi_peer, gloo    the peers
+    command      what those below share, each of which is a command of its own: python -m benchmarks.launches
     launches     one question under several MPIs, in turn
     curves       the losses of several runs, on one line or not
     recovery     how long jobs stand still when a process of theirs is killed; watched, ddp_worker: what it starts

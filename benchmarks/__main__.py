@@ -6,13 +6,12 @@ import sys
 
 import tyro
 
-from benchmarks.all_gather import AllGather
 from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
 from benchmarks.exact import Exact
+from benchmarks.halves import AllGather, ReduceScatter
 from benchmarks.overlap import Overlap
 from benchmarks.p2p import PointToPoint
-from benchmarks.reduce_scatter import ReduceScatter
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 

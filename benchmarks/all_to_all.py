@@ -12,7 +12,6 @@ from benchmarks import gloo, mpi_peer, patterns
 from benchmarks.case import Case, Contestant
 from benchmarks.limits import Copy, Place
 from benchmarks.sweep import Sweep
-from mpipar.comm.mpi import MPI
 
 
 class AllToAll(Sweep):
@@ -28,7 +27,7 @@ class AllToAll(Sweep):
 
     def contestants(self, case: Case) -> Mapping[str, Contestant | str]:
         out, into = case.private(), case.private()
-        comm, given, taken = MPI.COMM_WORLD, mpi_peer.movable(out), mpi_peer.movable(into)
+        given, taken = mpi_peer.movable(out), mpi_peer.movable(into)
         return {
             "mpipar": Contestant(
                 title="mpipar",
@@ -41,10 +40,7 @@ class AllToAll(Sweep):
                 title=mpi_peer.title("Alltoall"),
                 source=out,
                 result=into,
-                calls={
-                    "Alltoall": lambda: comm.Alltoall(given, taken),
-                    "Ialltoall": lambda: comm.Ialltoall(given, taken).Wait(),
-                },
+                calls=mpi_peer.calls("Alltoall", given, taken),
             ),
             "gloo": Contestant(
                 title=gloo.TITLE,
@@ -59,12 +55,6 @@ class AllToAll(Sweep):
 
     def wanted(self, case: Case) -> Tensor:
         return torch.cat([_part(case, source, case.world.rank) for source in range(case.world.size)])
-
-    def bus_factor(self, num_ranks: int) -> float:
-        return (num_ranks - 1) / num_ranks
-
-    def count(self, elements: int, num_ranks: int) -> int:
-        return elements // num_ranks
 
     def copies(self, num_ranks: int, rank: int, num_bytes: int) -> list[Copy]:
         # Every rank reads its part in what all give, and writes it into what it gets.

@@ -119,8 +119,7 @@ def _mpi(case: Case, x: Tensor) -> Contestant | str:
         source=x,
         result=x,
         calls={
-            "Allreduce": lambda: comm.Allreduce(MPI.IN_PLACE, whole),
-            "Iallreduce": lambda: comm.Iallreduce(MPI.IN_PLACE, whole).Wait(),
+            **mpi_peer.calls("Allreduce", MPI.IN_PLACE, whole),
             "Reduce_scatter_block+Allgather": in_halves,
         },
     )

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from benchmarks.command import run_command
 from benchmarks.plot import COLORS, check_plot
-from mpipar.errors import ConfigError, MpiparError
+from mpipar.errors import ConfigError
 from mpipar.storage import atomic_file
 from mpipar.train.metrics_file import read_metrics
 from mpipar.train.run_folder import RunFolder
@@ -181,14 +182,5 @@ def _scale(axes: Any, distances: Sequence[float]) -> None:
     axes.set_ylim(-0.25 * min(positive), 3 * max(positive))
 
 
-def main() -> None:
-    """The command."""
-    curves = tyro.cli(Curves, prog="python -m benchmarks.curves")
-    try:
-        curves.run()
-    except MpiparError as error:
-        sys.exit(f"mpipar: error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda: tyro.cli(Curves, prog="python -m benchmarks.curves").run()))

@@ -19,10 +19,10 @@ from torch import Tensor
 from benchmarks.gradients import Contribution, History, Training, largest_of_blocks
 from benchmarks.machine import Environment, begin
 from benchmarks.measure import Seconds, ratio, take_turns
+from benchmarks.options import require_at_least
 from benchmarks.representations import Representation, Sum, has_compiled, representations
 from mpipar.comm import Communicator, agreement
 from mpipar.comm.exact import carry_bits
-from mpipar.errors import ConfigError
 from mpipar.train.memory import keep_freed_memory
 
 _USES = 2  # of a weight in one microbatch: a tied embedding
@@ -71,7 +71,7 @@ class Exact:
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
         with agreement(world):
-            self._validate(world.size)
+            require_at_least(self, microbatches=world.size, steps=1, rounds=1, warmup=0, narrow_room=0)
         keep_freed_memory()
         mesh, environment = begin(world)
         training = Training(mesh, self.data, self.microbatches)
@@ -83,12 +83,6 @@ class Exact:
         training.close()
         if world.rank == 0:
             print(self._table(training, answers, times, environment), flush=True)
-
-    def _validate(self, num_ranks: int) -> None:
-        least = {"microbatches": num_ranks, "steps": 1, "rounds": 1, "warmup": 0, "narrow_room": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {value}")
 
     @property
     def _bits(self) -> int:

@@ -14,18 +14,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import tyro
 
+from benchmarks.command import leave_when_asked, path_of, run_command
 from benchmarks.namespaces import Network
-from mpipar.errors import ConfigError, LaunchError, MpiparError
+from mpipar.errors import ConfigError, LaunchError
+from mpipar.launch.options import split
 
 Order = Literal["slot", "node"]
 """Of ranks: first all of one host, or one of each host in turn."""
@@ -109,7 +109,7 @@ class Hosts:
         place = ["--host", slots, "-n", str(sum(ranks)), "--map-by", f"{by}:nooversubscribe", "--bind-to", "none"]
         # All hosts share the machine's cores: a rank that waits gives its core to one that has something to do.
         modest = ["--mca", "mpi_yield_when_idle", "1"]
-        launch = [_mpirun(), "--prtemca", "plm_ssh_agent", str(self._agent), *place, *modest, *command]
+        launch = [path_of("mpirun"), "--prtemca", "plm_ssh_agent", str(self._agent), *place, *modest, *command]
         own = {
             "TMPDIR": str(self._network.folder),
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -134,7 +134,7 @@ def why_not(delay_ms: float = 0.0) -> str | None:
     """Why there can be no hosts here, with links of this delay, in one line; None if there can. It tries."""
     try:
         with Hosts(1, rate_mbit=1000, delay_ms=delay_ms) as hosts:
-            version = [_mpirun(), "--version"]
+            version = [path_of("mpirun"), "--version"]
             done = subprocess.run(hosts.on("h1", version), capture_output=True, text=True, timeout=60, check=False)
     except LaunchError as error:
         return str(error)
@@ -188,30 +188,10 @@ class Command:
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    own = list(arguments)
-    end = own.index("--") if "--" in own else len(own)
-    command = tyro.cli(Command, prog="python -m benchmarks.hosts", args=own[:end])
-    try:
-        return command.run(own[end + 1 :])
-    except MpiparError as error:
-        print(f"mpipar: error: {error}", file=sys.stderr)
-        return 1
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    """Leaves as the shell expects it of a signal, through the end of every `with`."""
-    raise SystemExit(128 + number)
-
-
-def _mpirun() -> str:
-    """The launcher of this environment: beside its Python, or else the first on the PATH."""
-    found = shutil.which("mpirun", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
-        raise LaunchError("there is no mpirun")
-    return found
+    own, program = split(arguments)
+    return run_command(lambda: tyro.cli(Command, prog="python -m benchmarks.hosts", args=own).run(program))
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    leave_when_asked()
     sys.exit(main(sys.argv[1:]))

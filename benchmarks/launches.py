@@ -29,8 +29,10 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from benchmarks.command import run_command
+from benchmarks.options import require_at_least
 from mpipar.comm.environment import environ_outside
-from mpipar.errors import ConfigError, LaunchError, MpiparError
+from mpipar.errors import ConfigError, LaunchError
 
 Answer = Mapping[str, Any]
 """What a question prints with --format json."""
@@ -58,8 +60,7 @@ class Launches:
         """
         if len(self.launch) not in range(2, len(ascii_uppercase) + 1):
             raise ConfigError(f"--launch is given {len(self.launch)} times: at least two are compared")
-        if self.repeat < 1:
-            raise ConfigError(f"--repeat {self.repeat} must be at least 1")
+        require_at_least(self, repeat=1)
         if not self.question:
             raise ConfigError("no question: -- allreduce --max-bytes 1048576, for example")
         if any(word == "--format" or word.startswith("--format=") for word in self.question):
@@ -154,14 +155,5 @@ def _times(answer: Answer) -> dict[tuple[int, str], float]:
     return {(row["size"], row["contestant"]): row["time_us"] for row in answer["rows"]}
 
 
-def main() -> None:
-    """The command."""
-    launches = tyro.cli(Launches, prog="python -m benchmarks.launches")
-    try:
-        launches.run()
-    except MpiparError as error:
-        sys.exit(f"mpipar: error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda: tyro.cli(Launches, prog="python -m benchmarks.launches").run()))

@@ -8,13 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 import mpipar
 from benchmarks.mpi_peer import waiting
 from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from mpipar.processor import processor_name
 
 # Settings of MPI libraries, and of what carries their messages; less those that mpirun sets for itself.
 _SETTINGS = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "MPICH_", "MPIR_CVAR_", "I_MPI_", "MV2_", "UCX_", "FI_")
@@ -22,21 +22,16 @@ _OF_MPIRUN = ("OMPI_MCA_num_procs", "OMPI_MCA_initial_wdir", "OMPI_MCA_cpu_type"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
-    """What rank 0 sees of the job and of its host.
+class Machine:
+    """What a process sees of its host, and what it was asked for there.
 
     Args:
         command: What was asked.
         date: The day, ISO 8601.
         versions: Of the programs that take part, by name.
         mpi: The MPI library.
-        mpi_waiting: What its ranks do while they wait, where that can be chosen.
         mpi_settings: NAME=VALUE, of the environment.
-        ranks: In the job.
-        hosts: On which they are.
-        threads: Of torch, a rank.
-        cores: Of rank 0's host that its ranks may use.
-        ranks_on_host: That share them.
+        cores: Of the host that may be used.
         processor: What they are.
         system: Kernel and its version.
     """
@@ -45,30 +40,52 @@ class Environment:
     date: str
     versions: dict[str, str]
     mpi: str
-    mpi_waiting: str
     mpi_settings: list[str]
-    ranks: int
-    hosts: int
-    threads: int
     cores: int
-    ranks_on_host: int
     processor: str
     system: str
 
     def header(self) -> str:
         """As lines of comments."""
-        hosts = f"{self.hosts} host{'' if self.hosts == 1 else 's'}"
-        waits = f", {self.mpi_waiting}" if self.mpi_waiting else ""
-        lines = [
+        return comments(self.lines())
+
+    def lines(self) -> list[str]:
+        """What was asked, the programs, the cores, settings."""
+        return [
             f"{self.command}    {self.date}",
             ", ".join([self.mpi, *(f"{name} {number}" for name, number in self.versions.items())]),
-            f"{self.ranks} ranks on {hosts}, {self.threads} torch thread(s) a rank",
             f"{self.cores} x {self.processor}, {self.system}",
-            f"MPI settings: {' '.join(self.mpi_settings) or 'none'}{waits}",
+            f"MPI settings: {' '.join(self.mpi_settings) or 'none'}",
         ]
-        if self.ranks_on_host > self.cores:
-            lines.append("more ranks than cores: small sizes measure who hands the core to whom, not the algorithms")
-        return comments(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Machine):
+    """What rank 0 sees of the job and of its host.
+
+    Args:
+        mpi_waiting: What ranks do while they wait, where that can be chosen.
+        ranks: In the job.
+        hosts: On which they are.
+        threads: Of torch, a rank.
+        ranks_on_host: That share the cores of rank 0's host.
+    """
+
+    mpi_waiting: str
+    ranks: int
+    hosts: int
+    threads: int
+    ranks_on_host: int
+
+    def lines(self) -> list[str]:
+        """With what is known of the ranks."""
+        asked, programs, cores, settings = super().lines()
+        hosts = f"{self.hosts} host{'' if self.hosts == 1 else 's'}"
+        waits = f", {self.mpi_waiting}" if self.mpi_waiting else ""
+        ranks = f"{self.ranks} ranks on {hosts}, {self.threads} torch thread(s) a rank"
+        crowded = ["more ranks than cores: small sizes measure who hands the core to whom, not the algorithms"]
+        lines = [asked, programs, ranks, cores, f"{settings}{waits}"]
+        return lines + crowded if self.ranks_on_host > self.cores else lines
 
 
 def comments(lines: list[str]) -> str:
@@ -82,40 +99,28 @@ def begin(world: Communicator) -> tuple[Mesh, Environment]:
     mesh = Mesh(world, Grid.of(world.size))
     cores = set().union(*mesh.host.all_gather_object(os.sched_getaffinity(0)))
     return mesh, Environment(
-        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
-        date=time.strftime("%Y-%m-%d"),
-        versions=versions(),
-        mpi=mpi_version(),
+        **vars(this_machine("benchmarks", len(cores))),
         mpi_waiting=waiting(),
-        mpi_settings=mpi_settings(),
         ranks=world.size,
         hosts=mesh.num_hosts,
         threads=torch.get_num_threads(),
-        cores=len(cores),
         ranks_on_host=mesh.host.size,
-        processor=processor(),
-        system=f"{platform.system()} {platform.release()}",
     )
 
 
-def versions() -> dict[str, str]:
-    """Of the programs that take part, by name."""
+def this_machine(module: str, cores: int) -> Machine:
+    """On what is measured, for the command `python -m MODULE` on so many cores."""
     others = {name: version(name) for name in ("mpi4py", "torch", "numpy")}
-    return {"mpipar": mpipar.__version__, **others, "Python": platform.python_version()}
-
-
-def mpi_settings() -> list[str]:
-    """NAME=VALUE, of the environment."""
-    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_setting(name)]
-
-
-def processor() -> str:
-    """What the cores are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return Machine(
+        command=" ".join([f"python -m {module}", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d"),
+        versions={"mpipar": mpipar.__version__, **others, "Python": platform.python_version()},
+        mpi=mpi_version(),
+        mpi_settings=[f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_setting(name)],
+        cores=cores,
+        processor=processor_name(),
+        system=f"{platform.system()} {platform.release()}",
+    )
 
 
 def _is_setting(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from mpipar.comm.mpi import MPI
 
 Message = list[Any]
 """[memory, MPI datatype], as mpi4py takes them."""
+
+Calls = dict[str, Callable[[], object]]
+"""What can be timed, by name."""
 
 _YIELDS = "OMPI_MCA_mpi_yield_when_idle"
 
@@ -50,3 +54,9 @@ def cannot_add(dtype: torch.dtype) -> str:
 def movable(x: Tensor) -> Message:
     """The array as MPI can move it: bytes."""
     return [x.view(torch.uint8).numpy(), MPI.BYTE]
+
+
+def calls(function: str, *arguments: Any) -> Calls:
+    """A collective function of MPI, by its name in mpi4py, and what starts it and then waits for it."""
+    run, start = getattr(MPI.COMM_WORLD, function), getattr(MPI.COMM_WORLD, f"I{function.lower()}")
+    return {function: lambda: run(*arguments), f"I{function.lower()}": lambda: start(*arguments).Wait()}

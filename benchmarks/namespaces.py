@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import delay_switch
+from benchmarks.command import ENDING
 from mpipar.errors import ConfigError, LaunchError
 
 _SUBNET = "10.77.0"
@@ -86,7 +87,7 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         # A second Ctrl-C of somebody impatient comes through when all is gone.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             _remove(self.folder)
             if self._switch is not None:

@@ -38,9 +38,7 @@ class SizeOptions:
             raise ConfigError(
                 f"--min-bytes {self.min_bytes} must be at least 1 and at most --max-bytes {self.max_bytes}"
             )
-        for name, value, least in (("factor", self.factor, 2), ("rounds", self.rounds, 1), ("warmup", self.warmup, 0)):
-            if value < least:
-                raise ConfigError(f"--{name} {value} must be at least {least}")
+        require_at_least(self, factor=2, rounds=1, warmup=0)
         if num_ranks == 1:
             raise ConfigError("one rank has nobody to communicate with: mpirun -n 2 python -m benchmarks ...")
 
@@ -81,3 +79,18 @@ class SizeOptions:
 def present(found: Mapping[str, Entrant | str], names: Sequence[str]) -> dict[str, Entrant]:
     """Those of these names that there are, in the order of `found`."""
     return {name: entrant for name, entrant in found.items() if name in names and not isinstance(entrant, str)}
+
+
+def require_at_least(options: object, **least: int) -> None:
+    """Refuses options that are less than they have to be.
+
+    Args:
+        options: What has them as attributes.
+        least: Of each.
+
+    Raises:
+        ConfigError: One is less.
+    """
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {value}")

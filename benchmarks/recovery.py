@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import re
 import shlex
-import shutil
 import signal
 import statistics
 import sys
@@ -35,17 +33,16 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import tyro
 
-from benchmarks.machine import comments, mpi_settings, processor, versions
+from benchmarks.command import leave_when_asked, path_of, run_command
+from benchmarks.machine import comments, this_machine
 from benchmarks.watched import Watched
-from mpipar.comm import mpi_version
 from mpipar.comm.environment import environ_outside
-from mpipar.errors import ConfigError, LaunchError, MpiparError
-from mpipar.train.resolve import bf16_is_fast
+from mpipar.errors import ConfigError, LaunchError
+from mpipar.processor import bf16_is_fast
 
 _START_S = 180.0  # a job may take to come to its first steps
 _STEPS_BETWEEN = 3  # from the start, or a death, to the next
@@ -132,7 +129,7 @@ class Recovery:
             raise ConfigError("--workers must be at least 2, --restarts at least 1")
         if not self.data.is_dir():
             raise ConfigError(f"--data {self.data} does not exist: python -m mpipar.data pack stdlib --out {self.data}")
-        print(_machine(), flush=True)
+        print(this_machine("benchmarks.recovery", len(os.sched_getaffinity(0))).header(), flush=True)
         measured, chance = Measured(), random.Random(self.seed)
         with tempfile.TemporaryDirectory(prefix="mpipar-recovery-") as folder:
             for number in range(self.jobs):
@@ -186,7 +183,7 @@ class Recovery:
         worker = ["--checkpoint", str(kept), "--batch", str(max(1, _BATCH // count))]
         worker += ["--bf16"] if bf16_is_fast() else []
         env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1" if own_stores else "0"}
-        with _start([_program("torchrun"), *options, "-m", "benchmarks.ddp_worker", *worker], env) as job:
+        with _start([path_of("torchrun"), *options, "-m", "benchmarks.ddp_worker", *worker], env) as job:
             for number in range(self.restarts):
                 step_s = _steps(job, f"start {number}, step ")
                 measured.steps[title].append(step_s)
@@ -229,7 +226,7 @@ class Recovery:
             "checkpoint.every": checkpoint_every,
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        launch = [_program("mpirun"), "--with-ft", "ulfm", "-n", str(self.ranks)]
+        launch = [path_of("mpirun"), "--with-ft", "ulfm", "-n", str(self.ranks)]
         return [*launch, sys.executable, "-m", "mpipar.train", *words]
 
 
@@ -253,44 +250,10 @@ def _steps(job: Watched, pattern: str, count: int = _STEPS_BETWEEN) -> float:
     return times[-1] - times[-2]
 
 
-def _machine() -> str:
-    """The head of the table."""
-    lines = [
-        f"{' '.join(['python -m benchmarks.recovery', *sys.argv[1:]])}    {time.strftime('%Y-%m-%d')}",
-        ", ".join([mpi_version(), *(f"{name} {number}" for name, number in versions().items())]),
-        f"{len(os.sched_getaffinity(0))} x {processor()}, {platform.system()} {platform.release()}",
-        f"MPI settings: {' '.join(mpi_settings()) or 'none'}",
-    ]
-    return comments(lines)
-
-
-def _program(name: str) -> str:
-    """Of this environment: beside its Python, or else the first on the PATH."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
-        raise LaunchError(f"there is no {name}")
-    return found
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _leave(number: int, _: object) -> NoReturn:
-    """Leaves as the shell expects it of a signal, through the end of every `with`."""
-    raise SystemExit(128 + number)
-
-
-def main() -> None:
-    """The command."""
-    recovery = tyro.cli(Recovery, prog="python -m benchmarks.recovery")
-    try:
-        recovery.run()
-    except MpiparError as error:
-        sys.exit(f"mpipar: error: {error}")
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
-    main()
+    leave_when_asked()
+    sys.exit(run_command(lambda: tyro.cli(Recovery, prog="python -m benchmarks.recovery").run()))

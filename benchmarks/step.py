@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.gloo import start_gloo, stop_gloo
 from benchmarks.machine import Environment, begin
 from benchmarks.measure import Seconds, ratio, take_turns
+from benchmarks.options import require_at_least
 from mpipar.comm import Communicator, agreement
-from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel, Grids
 from mpipar.train.memory import keep_freed_memory
@@ -113,10 +113,7 @@ class Step:
         return "\n".join(lines)
 
     def _config(self) -> ModelConfig:
-        least = {"rounds": 1, "warmup": 0, "batch": 1, "microbatches": 1, "seq_len": 1, "vocab_size": 2}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {value}")
+        require_at_least(self, rounds=1, warmup=0, batch=1, microbatches=1, seq_len=1, vocab_size=2)
         return ModelConfig(layers=self.layers, dim=self.dim, heads=self.heads, max_seq_len=self.seq_len)
 
     def _loss(self, model: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

@@ -77,13 +77,13 @@ class Sweep(SizeOptions, ABC):
     def wanted(self, case: Case) -> Tensor:
         """What has then to be in a contestant's result."""
 
-    @abstractmethod
     def bus_factor(self, num_ranks: int) -> float:
-        """busbw / algbw: bytes that a rank has to send round a ring, over the size."""
+        """busbw / algbw: bytes that a rank has to send round a ring, over the size. By default all chunks but one."""
+        return (num_ranks - 1) / num_ranks
 
-    @abstractmethod
     def count(self, elements: int, num_ranks: int) -> int:
-        """Elements as nccl-tests counts them for this operation."""
+        """Elements as nccl-tests counts them for this operation. By default those of a chunk."""
+        return elements // num_ranks
 
     @abstractmethod
     def copies(self, num_ranks: int, rank: int, num_bytes: int) -> list[Copy]:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mpipar.launch.processes import environment
+
 _MARK = "MPIPAR_WATCHED"
 _LOOK_S = 0.001
 
@@ -132,18 +134,9 @@ class Watched:
 
     def _processes(self) -> dict[int, dict[str, str]]:
         """The environment of each process of the job that is alive."""
-        found = {}
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdecimal():
-                continue
-            try:
-                environ = (folder / "environ").read_bytes().decode(errors="replace")
-            except OSError:  # it is gone, or somebody else's
-                continue
-            variables = dict(entry.partition("=")[::2] for entry in environ.split("\0"))
-            if variables.get(_MARK) == self._mark:
-                found[int(folder.name)] = variables
-        return found
+        processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        environments = {process: environment(process) for process in processes}
+        return {process: variables for process, variables in environments.items() if variables.get(_MARK) == self._mark}
 
 
 def _send(process: int, number: int) -> None:

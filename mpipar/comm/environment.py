@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpipar.comm.mpi import MPI, mpi_version
+from mpipar.programs import find_program
 
 # Launcher, and the variables with the number of the process and the number of processes. The innermost comes first: the
 # daemons of Open MPI and MPICH are themselves started by srun, and what srun says of them reaches the ranks.
@@ -162,7 +163,7 @@ def try_gpu_transfer() -> GpuTransfer:
 
 def try_transfer(library: Literal["cupy", "numpy"], timeout_s: float = 60.0) -> GpuTransfer:
     """Two processes under an mpirun of their own send one another an array of this library."""
-    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    mpirun = find_program("mpirun")
     if mpirun is None:
         return GpuTransfer("untried", "there is no mpirun to try it with")
     command = [mpirun, "-n", "2", sys.executable, "-m", "mpipar.comm.transfer", library]

@@ -16,7 +16,7 @@ import torch
 import mpipar
 from mpipar.comm import Communicator, Grid, Mesh, compiled
 from mpipar.comm.environment import MpiFacts, mpi_facts
-from mpipar.train.resolve import bf16_is_fast
+from mpipar.processor import bf16_is_fast
 
 
 @dataclass(frozen=True)

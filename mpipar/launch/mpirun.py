@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Literal
 
 from mpipar.errors import ConfigError, LaunchError
 from mpipar.launch.hosts import Host
+from mpipar.programs import find_program
 
 Kind = Literal["Open MPI", "Hydra", "unknown"]
 
@@ -84,7 +83,7 @@ def find_mpirun(wish: str | None, *, survives: bool) -> Mpirun:
         ConfigError: The one that was asked for is not there.
         LaunchError: There is none.
     """
-    path = shutil.which(wish) if wish else _beside("mpirun", sys.executable)
+    path = shutil.which(wish) if wish else find_program("mpirun")
     if path is None and wish:
         raise ConfigError(f"--mpirun {wish} is not there")
     if path is None:
@@ -99,13 +98,8 @@ def _kind(version: str) -> Kind:
 
 def _has_ulfm(mpirun: str) -> bool:
     """Whether this Open MPI was built with fault tolerance: version 5 usually is."""
-    info = _beside("ompi_info", mpirun)
+    info = find_program("ompi_info", beside=mpirun)
     return info is not None and "FT MPI support: yes" in _said_by(info)
-
-
-def _beside(program: str, other: str) -> str | None:
-    """A program in the folder of another, or else the first on the PATH."""
-    return shutil.which(program, path=f"{Path(other).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def _said_by(*command: str) -> str:

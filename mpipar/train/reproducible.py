@@ -7,13 +7,11 @@ rank; and, once there is tensor parallelism, another degree of it.
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import torch
 
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import ConfigError
+from mpipar.processor import processor_name
 from mpipar.train.config import Config
 
 # Settings of a reproducible run that another start of it may not change: beside those of any run.
@@ -44,9 +42,4 @@ def prepare(config: Config, world: Communicator) -> None:
 
 def _machine() -> str:
     """What decides which kernels torch takes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("ascii", errors="replace").splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}) on {processor}"
+    return f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}) on {processor_name()}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from mpipar.comm import Mesh
+from mpipar.processor import bf16_is_fast
 from mpipar.train.config import Config
 
 
@@ -20,12 +20,3 @@ def resolve(config: Config, mesh: Mesh) -> Config:
         threads = 1 if train.reproducible else min(mesh.world.all_gather_object(mesh.cores_per_rank()))
         train = replace(train, threads=threads)
     return replace(config, model=config.model.resolved(), train=train)
-
-
-def bf16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware; without it autocast is a loss."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("ascii", errors="replace").split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from mpipar.programs import find_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,8 +139,7 @@ def run(num_ranks: int, *arguments: str) -> Outcome:
 
 def mpirun() -> str:
     """The launcher of this environment: beside its Python, or else the first on the PATH."""
-    beside = shutil.which("mpirun", path=os.path.dirname(sys.executable))
-    found = beside or shutil.which("mpirun")
+    found = find_program("mpirun")
     assert found, "there is no mpirun"
     return found
 
