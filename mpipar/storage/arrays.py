@@ -162,6 +162,7 @@ class StoredArray:
     def __init__(self, file: ArrayFile, extent: Extent, first_block: int):
         self.name, self.shape, self.dtype, self.size = extent.name, extent.shape, extent.dtype, extent.size
         self._file = file
+        self._itemsize = extent.dtype.itemsize
         self._offset = extent.offset
         self._nbytes = extent.nbytes
         self._first_block = first_block  # among those of all arrays
@@ -176,7 +177,7 @@ class StoredArray:
         """
         if not 0 <= start <= stop <= self.size:
             raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
+        begin, end = start * self._itemsize, stop * self._itemsize
         first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         if self._unchecked.find(1, first, last) < 0:
             return self._file.read(self._offset + begin, self._offset + end, self.dtype)

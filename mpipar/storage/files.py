@@ -46,7 +46,7 @@ class OpenFile:
 
     def read(self, begin: int, end: int, dtype: np.dtype[Any] = BYTE) -> np.ndarray[Any, Any]:
         """Bytes begin..end as a new one-dimensional array. Raises DataError if they are not there."""
-        array = np.empty((end - begin) // dtype.itemsize, dtype=dtype)
+        array = np.empty((end - begin) // dtype.itemsize, dtype)
         missing = array
         while begin < end:
             try:

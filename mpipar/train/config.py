@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -28,6 +28,7 @@ else:
 
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+DocumentsName = Literal["joined", "separate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,36 @@ class RunConfig:
 class DataConfig:
     """What is read."""
 
-    dir: Path = Path("data/stdlib")
-    """A folder of shards, made by `python -m mpipar.data pack`."""
+    dir: tuple[Path, ...] = (Path("data/stdlib"),)
+    """A folder of shards, made by `python -m mpipar.data pack`; or several, of one tokenizer, which are then mixed."""
+    weights: tuple[float, ...] = ()
+    """One for each folder: its part of the tokens that are read. As much as it has tokens if not given."""
+    epochs: tuple[int, ...] = ()
+    """One for each folder: after how many passes over it the others go on without it; 0, and if not given, for
+    never."""
+    documents: DocumentsName = "joined"
+    """joined: a sequence is a piece of one long text. separate: attention does not look beyond the beginning of a
+    document, and positions count from there."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.dir) >= 1, "--data.dir names no data set")
+        for name in ("weights", "epochs"):
+            values = getattr(self, name)
+            _require(
+                len(values) in (0, len(self.dir)),
+                f"{flag('data', name)} has {len(values)} values for the {len(self.dir)} folders of --data.dir: give "
+                "one for each",
+            )
+        for folder in self.dir:
+            _require(self.dir.count(folder) == 1, f"--data.dir names {folder} more than once: give it a larger weight")
+        for weight in self.weights:
+            _require(math.isfinite(weight) and weight > 0, f"--data.weights {weight} must be a positive number")
+        for count in self.epochs:
+            _require(count >= 0, f"--data.epochs {count} must not be negative")
+        _require(
+            self.documents in get_args(DocumentsName),
+            f"--data.documents {self.documents!r} must be one of {', '.join(get_args(DocumentsName))}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +307,7 @@ def to_table(config: Any) -> dict[str, Any]:
         if is_dataclass(value):
             table[f.name] = to_table(value)
         elif value is not None:
-            table[f.name] = str(value) if isinstance(value, Path) else value
+            table[f.name] = _plain(value)
     return table
 
 
@@ -299,8 +328,18 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plain(value: Any) -> Any:
+    """A setting as TOML and JSON know it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _typed(hint: Any, value: Any, where: str, source: str) -> Any:
-    """A TOML value as the type of its setting: a plain one, one of several words, or one that may be left out."""
+    """A TOML value as the type of its setting: a plain one, one of several words, one that may be left out, several."""
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_typed(get_args(hint)[0], item, where, source) for item in items)
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if value in kinds:
         return value

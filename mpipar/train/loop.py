@@ -41,7 +41,7 @@ from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
 from mpipar.train.run_folder import RunFolder, writing
-from mpipar.train.source import Source
+from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep, bf16_is_fast
 from mpipar.train.stop import StopRequest
 from mpipar.train.stragglers import Stragglers
@@ -71,17 +71,13 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
         reproducible.prepare(config, world)
     claims = config.elastic.balance and config.train.reproducible and comm.size > 1
     counter = Counter(mesh.host.share_file(Counter.NUM_BYTES)) if claims else None
+    stock = decide_on_root(world, lambda: Stock.take(config))
     with agreement(world):
-        source = Source(config, Team.of(comm, workers), counter)
-    identity = {
-        "vocab_size": source.shards.vocab_size,
-        "tokenizer": source.shards.tokenizer_id,
-        "num_tokens": source.shards.num_tokens,
-    }
+        source = Source(config, stock, Team.of(comm, workers), counter)
     folder = RunFolder(config.run.dir)
-    path, said = decide_on_root(world, lambda: resume.prepare(config, folder, identity))
+    path, said = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
 
-    model = build_model(config, source.shards.vocab_size)
+    model = build_model(config, source.vocab_size)
     if can_survive() and config.elastic.hang_s > 0:
         start_watchdog(mesh.host, config.elastic.hang_s)
     step = TrainStep(model, config, comm)
@@ -90,7 +86,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     for line in report.header(config, mesh, source, step, origin=said):
         terminal.say(line)
     try:
-        run = Run(config, mesh, workers, folder, source, step, terminal, identity)
+        run = Run(config, mesh, workers, folder, source, step, terminal)
         return run.finish(done, stop)
     finally:
         source.close()
@@ -136,7 +132,6 @@ class Run:
         source: Source,
         step: TrainStep,
         terminal: Terminal,
-        identity: dict[str, object],
     ):
         self._config = config
         self._mesh = mesh
@@ -146,7 +141,6 @@ class Run:
         self._source = source
         self._step = step
         self._terminal = terminal
-        self._identity = identity
         self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
@@ -301,7 +295,7 @@ class Run:
 
         totals = attempt(self._mesh.world, evaluate)
         val_loss = totals.loss_sum / totals.num_tokens
-        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.shards.unigram_entropy)
+        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.unigram_entropy)
 
     def _verify(self) -> None:
         """Collective: compares the replicas' weights."""
@@ -317,7 +311,7 @@ class Run:
                 if self._leads:
                     with self._mesh.world.progress.pulse.silent():
                         self._record.sync()
-                        resume.save(self._folder, self._done, self._step, self._config, self._identity)
+                        resume.save(self._folder, self._done, self._step, self._config, self._source.identity)
                         self._signs.give(self._done, saved=self._done)
 
         attempt(self._mesh.world, save)
@@ -337,9 +331,7 @@ class Run:
         self._record.close()
         name, millions = self._folder.path.name, self._step.model.num_parameters() / 1e6
         title = f"{name}: {millions:.1f} M parameters, {self._comm.size} ranks"
-        drawn = plot_loss(
-            self._folder.metrics, self._folder.plot, entropy=self._source.shards.unigram_entropy, title=title
-        )
+        drawn = plot_loss(self._folder.metrics, self._folder.plot, entropy=self._source.unigram_entropy, title=title)
         say(f"plot    {drawn}")
         if done < config.train.steps:
             say(f"stopped: {done} of {config.train.steps} steps, {self._folder.path}; --resume auto goes on")

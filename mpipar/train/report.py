@@ -14,7 +14,7 @@ from mpipar.train.step import TrainStep
 
 def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origin: str) -> list[str]:
     """Lines that say what is about to run, on what."""
-    train, shards = config.train, source.shards
+    train = config.train
     model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
     spares = f" ({_count(config.elastic.spares, 'spare')})" if config.elastic.spares else ""
@@ -26,11 +26,7 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origi
             f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}{spares}, {_count(train.threads, 'thread')} each",
         ),
         ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
-        (
-            "data",
-            f"{config.data.dir}: {shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}, "
-            f"vocabulary {shards.vocab_size:,}, unigram entropy {shards.unigram_entropy:.3f} nats a token",
-        ),
+        *_what_is_read(config, source),
         (
             "model",
             f"{config.model.family}, {config.model.layers} layers, dim {config.model.dim}, {config.model.heads} heads: "
@@ -61,6 +57,22 @@ def header(config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origi
     return [f"{name:<7} {text}" for name, text in lines]
 
 
+def _what_is_read(config: Config, source: Source) -> list[tuple[str, str]]:
+    """The data set, or the mixture and its parts."""
+    held = [f"{shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}" for shards in source.sets]
+    apart = ", documents kept apart" if config.data.documents == "separate" else ""
+    known = f"vocabulary {source.vocab_size:,}, unigram entropy {source.unigram_entropy:.3f} nats a token{apart}"
+    if len(held) == 1:
+        return [("data", f"{config.data.dir[0]}: {held[0]}, {known}")]
+    lines = [("data", f"{len(held)} data sets, mixed sequence by sequence: {known}")]
+    shares = source.samples.mixture.shares
+    epochs = config.data.epochs or (0,) * len(held)
+    for folder, share, holds, passes in zip(config.data.dir, shares, held, epochs, strict=True):
+        ends = f", ends after {_count(passes, 'epoch')}" if passes else ""
+        lines.append(("mix", f"{share:6.2%} {folder}: {holds}{ends}"))
+    return lines
+
+
 def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
     """How gradients are added up and where, or why not in shared memory."""
     how = "exactly, " if exactly else ""
@@ -72,7 +84,7 @@ def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
 
 def sample(model: Transformer, source: Source, config: Config) -> list[str]:
     """What the model writes when it starts a document of its own."""
-    tokenizer = source.shards.read_tokenizer()
+    tokenizer = source.read_tokenizer()
     generator = torch.Generator().manual_seed(config.train.seed)
     start = torch.tensor([[tokenizer.end_of_text]])
     model.eval()

@@ -13,7 +13,7 @@ from mpipar.errors import CorruptionError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.train.config import Config, DataConfig, RunConfig, TrainConfig
 from mpipar.train.dealing import Team
-from mpipar.train.source import Source
+from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 from mpipar.train.verify import verify
 from tests.parallel.small_data import write_small_data
@@ -27,7 +27,7 @@ def parts(comm: Communicator, shared_path: Path, request: pytest.FixtureRequest)
     comm.barrier()
     config = Config(
         run=RunConfig(dir=shared_path / "run"),
-        data=DataConfig(dir=shared_path / "data"),
+        data=DataConfig(dir=(shared_path / "data",)),
         model=ModelConfig(layers=1, dim=32, heads=2, max_seq_len=32),
         train=TrainConfig(
             global_batch=8, microbatch=2, seq_len=16, eval_sequences=2, precision="fp32", reproducible=request.param
@@ -35,7 +35,7 @@ def parts(comm: Communicator, shared_path: Path, request: pytest.FixtureRequest)
     )
     model = Transformer(config.model, vocab_size=300)
     initialise(model, 1)
-    source = Source(config, Team.of(comm, comm.size), None)
+    source = Source(config, Stock.take(config), Team.of(comm, comm.size), None)
     step = TrainStep(model, config, comm)
     for done in range(2):
         assert step.fits()
