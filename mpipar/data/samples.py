@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mpipar.data.mix import Mixture
 from mpipar.data.order import SampleOrder
-from mpipar.data.shards import ShardSet
+from mpipar.data.shards import ShardSet, Tokens
 from mpipar.errors import DataError
 
 
@@ -80,11 +80,12 @@ class Samples:
         Raises:
             DataError: A shard is damaged where it was read.
         """
-        tokens = torch.zeros((count, self.seq_len + 1), dtype=torch.int64)
+        stored = np.zeros((count, self.seq_len + 1), self.sources[0].dtype)
         lengths = [
             self._read_into(row, source, shard, offset)
-            for row, source, shard, offset in zip(tokens.numpy(), *self.locate(first, count), strict=True)
+            for row, source, shard, offset in zip(stored, *self.locate(first, count), strict=True)
         ]
+        tokens = torch.from_numpy(stored.astype(np.int64))
         begins = counted = None
         if self._end_of_text is not None:
             begins = tokens[:, :-1] == self._end_of_text
@@ -101,11 +102,11 @@ class Samples:
             shard[mine], offset[mine] = self.orders[number].locate(position[mine])
         return source.tolist(), shard.tolist(), offset.tolist()
 
-    def _read_into(self, row: np.ndarray[tuple[int], np.dtype[np.int64]], source: int, shard: int, offset: int) -> int:
+    def _read_into(self, row: Tokens, source: int, shard: int, offset: int) -> int:
         """Fills a row with the tokens there, as far as the shard has any; returns how many it has."""
         shards = self.sources[source]
         length = min(row.size, shards.shards[shard].num_tokens - offset)
-        row[:length] = shards.read(shard, offset, length)
+        shards.read_into(shard, offset, row[:length])
         return length
 
     def close(self) -> None:

@@ -95,6 +95,15 @@ class ShardSet:
         """Tokens offset..offset + length of a shard, as stored; raises DataError where the file is damaged."""
         return self.shards[shard].tokens.read(offset, offset + length)
 
+    def read_into(self, shard: int, offset: int, out: Tokens) -> None:
+        """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
+        self.shards[shard].tokens.read_into(offset, out)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which tokens are stored: one that holds the vocabulary."""
+        return self.shards[0].tokens.dtype
+
     def read_tokenizer(self) -> tokenizer.Tokenizer:
         """The tokenizer of the data set."""
         return tokenizer.load(self.folder / TOKENIZER_FILE)

@@ -90,6 +90,9 @@ class ArrayFile:
             self._arrays[extent.name] = StoredArray(self, extent, first_block)
             first_block += extent.num_blocks
 
+    def __repr__(self) -> str:
+        return f"ArrayFile({str(self.path)!r})"
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the arrays, sorted."""
@@ -110,9 +113,9 @@ class ArrayFile:
                     raise HeaderError("is not the file that was described before: it was replaced")
         return opened
 
-    def read(self, begin: int, end: int, dtype: np.dtype[Any] = BYTE) -> Array:
-        """Bytes begin..end of the file as a new one-dimensional array, unchecked."""
-        return self._files.get(self).read(begin, end, dtype)
+    def read_into(self, array: Array, begin: int) -> None:
+        """Fills a contiguous one-dimensional array with the bytes of the file from `begin` on, unchecked."""
+        self._files.get(self).read_into(array, begin)
 
     def crc32(self, block: int) -> int:
         """What the checksum of a block has to be; blocks are numbered through all arrays."""
@@ -163,6 +166,7 @@ class StoredArray:
         self.name, self.shape, self.dtype, self.size = extent.name, extent.shape, extent.dtype, extent.size
         self._file = file
         self._itemsize = extent.dtype.itemsize
+        self._block_elements = BLOCK_BYTES // self._itemsize
         self._offset = extent.offset
         self._nbytes = extent.nbytes
         self._first_block = first_block  # among those of all arrays
@@ -177,15 +181,25 @@ class StoredArray:
         """
         if not 0 <= start <= stop <= self.size:
             raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+        if self._is_checked(start, stop):
+            out = np.empty(stop - start, self.dtype)
+            self._file.read_into(out, self._offset + start * self._itemsize)
+            return out
         begin, end = start * self._itemsize, stop * self._itemsize
         first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
-        if self._unchecked.find(1, first, last) < 0:
-            return self._file.read(self._offset + begin, self._offset + end, self.dtype)
         blocks = self._read_checked(first, last)
         skip = first * BLOCK_BYTES
         part = blocks[begin - skip : end - skip]
         # A copy where it is smaller, so that a short sample does not keep its whole block alive.
         return (part if part.size == blocks.size else part.copy()).view(self.dtype)
+
+    def read_into(self, start: int, out: Array) -> None:
+        """Fills a contiguous one-dimensional array with the elements from `start` on, checked as in `read`."""
+        stop = start + out.size
+        if start >= 0 and stop <= self.size and out.dtype == self.dtype and self._is_checked(start, stop):
+            self._file.read_into(out, self._offset + start * self._itemsize)
+        else:
+            out[:] = self.read(start, stop)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -197,9 +211,15 @@ class StoredArray:
             self._unchecked[block] = 1
             self._read_checked(block, block + 1)
 
+    def _is_checked(self, start: int, stop: int) -> bool:
+        """Whether the blocks of these elements have been touched before."""
+        per_block = self._block_elements
+        return self._unchecked.find(1, start // per_block, (stop - 1) // per_block + 1) < 0
+
     def _read_checked(self, first: int, last: int) -> Array:
         begin, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._nbytes)
-        raw = self._file.read(self._offset + begin, self._offset + end)
+        raw = np.empty(end - begin, BYTE)
+        self._file.read_into(raw, self._offset + begin)
         for block in range(first, last):
             if self._unchecked[block]:
                 at = (block - first) * BLOCK_BYTES

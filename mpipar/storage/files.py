@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -47,10 +48,16 @@ class OpenFile:
     def read(self, begin: int, end: int, dtype: np.dtype[Any] = BYTE) -> np.ndarray[Any, Any]:
         """Bytes begin..end as a new one-dimensional array. Raises DataError if they are not there."""
         array = np.empty((end - begin) // dtype.itemsize, dtype)
-        missing = array
+        self.read_into(array, begin)
+        return array
+
+    def read_into(self, array: np.ndarray[Any, Any], begin: int) -> None:
+        """Fills a contiguous one-dimensional array with the bytes from `begin` on."""
+        end = begin + array.nbytes
+        missing: Any = array
         while begin < end:
             try:
-                count = os.preadv(self._descriptor, [missing.data], begin)
+                count = os.preadv(self._descriptor, [missing], begin)
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be read at byte {begin:,}: {error.strerror}") from error
             if count == 0:
@@ -61,7 +68,6 @@ class OpenFile:
             begin += count
             if begin < end:
                 missing = array.view(BYTE)[begin - end :]
-        return array
 
 
 Opened = TypeVar("Opened", covariant=True)
@@ -85,23 +91,21 @@ class OpenFiles(Generic[Opened]):
 
     def __init__(self, limit: int):
         self._opened = lru_cache(maxsize=limit)(_open)
-        self._closed = False
-
-    def get(self, what: CanOpen[Opened]) -> Opened:
-        """Opens it, if it is not open."""
-        if self._closed:
-            raise ValueError(f"{what} was closed")
-        opened: Opened = self._opened(what)
-        return opened
+        self.get: Callable[[CanOpen[Opened]], Opened] = self._opened
+        """What is open; it is opened if it is not."""
 
     def __len__(self) -> int:
         return self._opened.cache_info().currsize
 
     def close(self) -> None:
         """Lets go of all. Nothing can be opened from here on."""
-        self._closed = True
+        self.get = _refuse
         self._opened.cache_clear()
 
 
 def _open(what: CanOpen[Opened]) -> Opened:
     return what.open()
+
+
+def _refuse(what: object) -> NoReturn:
+    raise ValueError(f"{what} was closed")

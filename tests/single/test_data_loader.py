@@ -98,13 +98,13 @@ def test_indices_are_asked_for_one_ahead(loader: Loader) -> None:
 
 def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     readers = []
-    read = ShardSet.read
+    read_into = ShardSet.read_into
 
-    def spy(self: ShardSet, shard: int, offset: int, length: int) -> np.ndarray:
+    def spy(self: ShardSet, shard: int, offset: int, out: np.ndarray) -> None:
         readers.append(threading.current_thread() is threading.main_thread())
-        return read(self, shard, offset, length)
+        read_into(self, shard, offset, out)
 
-    monkeypatch.setattr(ShardSet, "read", spy)
+    monkeypatch.setattr(ShardSet, "read_into", spy)
     for step in range(4):
         assert len(list(loader.microbatches(step, [0, 2], then=[0]))) == 2
     assert sum(readers) == MICROBATCH  # here only the very first microbatch was read by the one who asked
