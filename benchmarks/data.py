@@ -53,9 +53,9 @@ class Data:
     """Tokens in a shard."""
     vocab_size: int = 32000
     """Of which so many are different."""
-    reads: int = 500
+    reads: int = 100
     """Windows in one measurement."""
-    rounds: int = 15
+    rounds: int = 50
     """Measurements."""
     warmup: int = 3
     """Measurements before these, which are not kept."""
