@@ -5,6 +5,7 @@
     overlap      how much of an all-reduce hides behind computation
     step         a data-parallel training step against torch DDP over gloo
     exact        what should hold a sum of gradients that no order of addition shows in
+    data         reading tokens at random, starting with a thousand shards, memory
 
 Every comparison is made in one run: the contestants take turns, a measurement of one ends before that of the next
 begins, and what is reported are medians of the slowest rank, and ratios of times that were taken side by side. What is
@@ -22,7 +23,7 @@ Each file answers one question or does one thing:
     plot         the picture of a table
     gradients, representations    of exact: real gradients, and ways to hold their sums
     machine      on what it was measured
-    mpi_peer, gloo    the peers
+    mpi_peer, gloo, litdata_peer    the peers
     command      what those below share, each of which is a command of its own: python -m benchmarks.launches
     launches     one question under several MPIs, in turn
     curves       the losses of several runs, on one line or not

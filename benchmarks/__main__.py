@@ -8,6 +8,7 @@ import tyro
 
 from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
+from benchmarks.data import Data
 from benchmarks.exact import Exact
 from benchmarks.halves import AllGather, ReduceScatter
 from benchmarks.overlap import Overlap
@@ -15,7 +16,7 @@ from benchmarks.p2p import PointToPoint
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
-Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact
+Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Data
 
 
 def main(world: Communicator) -> None:
@@ -34,6 +35,7 @@ def _question() -> Question:
             "overlap": Overlap,
             "step": Step,
             "exact": Exact,
+            "data": Data,
         },
         prog="python -m benchmarks",
         args=sys.argv[1:],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.representations import BLOCK, Representation
-from mpipar.comm import Communicator, Mesh, agreement
+from mpipar.comm import Communicator, Mesh, agreement, decide_on_root
 from mpipar.comm.exact import FIRST_TOP, next_top
 from mpipar.model import begin_microbatch
 from mpipar.parallel.exact import separate_use
@@ -20,7 +20,7 @@ from mpipar.train.config import Config, DataConfig, TrainConfig
 from mpipar.train.dealing import Team
 from mpipar.train.loop import build_model
 from mpipar.train.resolve import resolve
-from mpipar.train.source import Source
+from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 
 Contribution = tuple[str, Tensor]
@@ -44,12 +44,13 @@ class Training:
 
     def __init__(self, mesh: Mesh, data: Path, microbatches: int):
         train = TrainConfig(global_batch=microbatches * TrainConfig.microbatch)
-        self.config = resolve(Config(data=DataConfig(dir=data), train=train), mesh)
+        self.config = resolve(Config(data=DataConfig(dir=(data,)), train=train), mesh)
         self._comm = mesh["dp"]
+        stock = decide_on_root(mesh.world, lambda: Stock.take(self.config))
         with agreement(mesh.world):
-            self._source = Source(self.config, Team.of(self._comm, self._comm.size), counter=None)
+            self._source = Source(self.config, stock, Team.of(self._comm, self._comm.size), counter=None)
         reproducible.prepare(self.config, mesh.world)
-        self.model = build_model(self.config, self._source.shards.vocab_size)
+        self.model = build_model(self.config, self._source.vocab_size)
         self._take_step = TrainStep(self.model, self.config, self._comm)
         self.sizes = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         self._done = 0
@@ -81,7 +82,7 @@ class Training:
             begin_microbatch(self.model, train.seed, self._done, index)
             as_head, self.model.as_head = self.model.as_head, partial(separate_use, add=second.append)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=train.precision == "bf16"):
-                loss, _ = self.model.loss(self._source.microbatch(self._done, index))
+                loss, _ = self.model.loss(*self._source.microbatch(self._done, index))
             self.model.as_head = as_head
             # Unlike backward(), this calls no hooks: nothing is added to the gradients of the step.
             found = torch.autograd.grad(loss, [weights[name] for name in self.sizes], allow_unused=True)

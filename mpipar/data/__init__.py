@@ -1,7 +1,10 @@
 """From text to batches of tokens.
 
     shards       the data set on disk: HDF5 shards and their tokenizer
-    order        which sample comes when: a permutation that is computed, not stored
+    index        what the shards of a split hold, in one file
+    mix          which of several data sets a sample is of
+    order        which sample of it comes when: a permutation that is computed, not stored
+    samples      from a number to the tokens of a sample
     loader       microbatches, prepared while the last one computes
     tokenizer    byte-level BPE: trained here, or given
 
@@ -17,9 +20,22 @@ and how `python -m mpipar.data pack` makes a data set:
     progress     how far a long command is
 """
 
+from mpipar.data.index import Inventory
 from mpipar.data.loader import Loader, Microbatch, validation_loader
 from mpipar.data.order import SampleOrder
+from mpipar.data.samples import Samples, Sequences
 from mpipar.data.shards import Shard, ShardSet
 from mpipar.data.tokenizer import Tokenizer
 
-__all__ = ["Loader", "Microbatch", "SampleOrder", "Shard", "ShardSet", "Tokenizer", "validation_loader"]
+__all__ = [
+    "Inventory",
+    "Loader",
+    "Microbatch",
+    "SampleOrder",
+    "Samples",
+    "Sequences",
+    "Shard",
+    "ShardSet",
+    "Tokenizer",
+    "validation_loader",
+]

@@ -14,14 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
-import torch
-
-from mpipar.data.order import SampleOrder
-from mpipar.data.shards import ShardSet
+from mpipar.data.samples import Samples, Sequences
 from mpipar.errors import DataError
-
-_VALIDATION_SEED = 0
 
 Key = tuple[int, int]  # step, index of the microbatch
 
@@ -32,46 +26,38 @@ class Microbatch:
 
     Args:
         index: In the step.
-        tokens: int64 [B, seq_len + 1].
+        sequences: Its B sequences.
         is_last: Whether this rank has no more of the step.
     """
 
     index: int
-    tokens: torch.Tensor
+    sequences: Sequences
     is_last: bool
 
 
 class Loader:
-    """The microbatches of a split.
+    """The microbatches of all steps.
 
     Args:
-        shards: Where the tokens are. Closed with the loader.
-        order: Which sample is where.
+        samples: What they are made of. Closed with the loader.
         microbatch: Sequences in a microbatch, B.
         num_microbatches: Microbatches in a step.
     """
 
-    def __init__(self, shards: ShardSet, order: SampleOrder, microbatch: int, num_microbatches: int):
-        self.shards = shards
-        self.order = order
+    def __init__(self, samples: Samples, microbatch: int, num_microbatches: int):
+        self.samples = samples
         self.num_microbatches = num_microbatches
         self._microbatch = microbatch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpipar-loader")
-        self._ahead: dict[Key, Future[torch.Tensor]] = {}
+        self._ahead: dict[Key, Future[Sequences]] = {}
 
-    def microbatch(self, step: int, index: int) -> torch.Tensor:
-        """The tokens of one microbatch: int64 [B, seq_len + 1]. Pure.
+    def microbatch(self, step: int, index: int) -> Sequences:
+        """The sequences of one microbatch. Pure.
 
         Raises:
             DataError: A shard is damaged where it was read.
         """
-        first = (step * self.num_microbatches + index) * self._microbatch
-        shards, offsets = self.order.locate(np.arange(first, first + self._microbatch))
-        tokens = torch.empty((self._microbatch, self.order.seq_len + 1), dtype=torch.int64)
-        rows = tokens.numpy()
-        for row, shard, offset in zip(rows, shards.tolist(), offsets.tolist(), strict=True):
-            row[:] = self.shards.read(shard, offset, row.size)
-        return tokens
+        return self.samples.read((step * self.num_microbatches + index) * self._microbatch, self._microbatch)
 
     def microbatches(self, step: int, mine: Iterable[int], then: Sequence[int] = ()) -> Iterator[Microbatch]:
         """The microbatches of a step whose indices are `mine`, in that order.
@@ -88,8 +74,8 @@ class Loader:
             coming = [(step + 1, i) for i in then[:1]] if following is None else [(step, following)]
             batch = self._ahead.pop((step, index), None)
             self._read_ahead(coming)
-            tokens = batch.result() if batch else self.microbatch(step, index)
-            yield Microbatch(index, tokens, is_last=following is None)
+            sequences = batch.result() if batch else self.microbatch(step, index)
+            yield Microbatch(index, sequences, is_last=following is None)
             index = following
 
     def _read_ahead(self, wanted: Sequence[Key]) -> None:
@@ -100,10 +86,10 @@ class Loader:
                 self._ahead[key] = self._thread.submit(self.microbatch, *key)
 
     def close(self) -> None:
-        """Waits for the thread to end, and closes the shards."""
+        """Waits for the thread to end, and closes the samples."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
-        self.shards.close()
+        self.samples.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -114,20 +100,20 @@ class Loader:
         self.close()
 
 
-def validation_loader(shards: ShardSet, seq_len: int, microbatch: int, num_sequences: int) -> Loader:
+def validation_loader(samples: Samples, microbatch: int, num_sequences: int) -> Loader:
     """The loader of the fixed validation sequences: those of its step 0, the same in every run.
 
-    They are spread over the split, at most `num_sequences` and at most as many as there are, in whole microbatches.
+    They are the first of the samples, at most `num_sequences` and at most as many as there are, in whole microbatches.
 
     Raises:
-        DataError: The split does not fill one microbatch.
+        DataError: The samples do not fill one microbatch.
     """
-    order = SampleOrder(shards.num_tokens_per_shard, seq_len, _VALIDATION_SEED)
-    num_microbatches = min(num_sequences, order.num_samples) // microbatch
+    num_microbatches = min(num_sequences, samples.num_samples) // microbatch
     if num_microbatches == 0:
+        folders = ", ".join(str(source.folder) for source in samples.sources)
         raise DataError(
-            f"validation does not fill one microbatch of {microbatch} sequences: the {shards.split} split of "
-            f"{shards.folder} holds {order.num_samples} of {seq_len} tokens, and {num_sequences} are asked for. Use "
-            "smaller microbatches or shorter sequences, or pack more text"
+            f"validation does not fill one microbatch of {microbatch} sequences: the val split of {folders} holds "
+            f"{samples.num_samples} of {samples.seq_len} tokens, and {num_sequences} are asked for. Use smaller "
+            "microbatches or shorter sequences, or pack more text"
         )
-    return Loader(shards, order, microbatch, num_microbatches)
+    return Loader(samples, microbatch, num_microbatches)

@@ -1,10 +1,11 @@
 """The order in which training reads its samples: a pure function of (seed, epoch, index), in O(1) memory.
 
 A sample is a window of seq_len + 1 tokens of one shard; window i starts at token i * seq_len, so that neighbouring
-windows share one token, and a token is predicted once an epoch (but for the first of a shard and what is left at its
-end). All windows of all shards, numbered through, are visited in the order of a keyed permutation of [0, num_samples).
-Nothing is stored, so there is no state to save but the step number, and every rank, at every rank count, computes the
-same global order.
+windows share one token, and every token but the first of a shard is predicted once an epoch. The last window of a shard
+is as short as what is left. All windows of all shards, numbered through, are visited in the order of a keyed
+permutation of [0, num_samples): each is seen once before any is seen twice, and with them the documents. Nothing is
+stored, so there is no state to save but the step number, and every rank, at every rank count, computes the same global
+order.
 
 The permutation is a Feistel network over Z_rows x Z_columns, a rectangle that just holds the samples, with cycle
 walking for the cells beyond them (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Such a
@@ -40,19 +41,15 @@ class SampleOrder:
         seed: Chooses the permutations. Each epoch has one of its own.
 
     Raises:
-        DataError: No shard is long enough for one sample.
+        DataError: No shard has a token to predict.
     """
 
     def __init__(self, num_tokens_per_shard: Sequence[int], seq_len: int, seed: int):
-        num_windows = [max(0, (num_tokens - 1) // seq_len) for num_tokens in num_tokens_per_shard]
+        num_windows = [-(-max(0, num_tokens - 1) // seq_len) for num_tokens in num_tokens_per_shard]
         self.seq_len = seq_len
         self.num_samples = sum(num_windows)
         if self.num_samples == 0:
-            longest = max(num_tokens_per_shard, default=0)
-            raise DataError(
-                f"no shard holds one sequence of {seq_len} + 1 tokens: the longest of {len(num_tokens_per_shard)} has "
-                f"{longest}. Use a shorter sequence length or pack more text"
-            )
+            raise DataError("there is no token to predict: no shard has more than one. Pack more text")
         self._first_sample = np.concatenate([[0], np.cumsum(num_windows[:-1], dtype=np.int64)]).astype(np.int64)
         self._permutation = KeyedPermutation(self.num_samples, seed)
 

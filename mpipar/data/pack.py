@@ -30,7 +30,7 @@ from mpipar.data.plan import ShardPlan, deal, plan_shards
 from mpipar.data.progress import Progress
 from mpipar.data.recipe import RECORD_FILE, PackSettings, Recipe, prepare
 from mpipar.data.report import describe
-from mpipar.data.shards import SPLITS, TOKENIZER_FILE, write_shard
+from mpipar.data.shards import SPLITS, TOKENIZER_FILE, write_indices, write_shard
 from mpipar.data.survey import Survey, survey
 from mpipar.data.tokenizer import Tokenizer
 from mpipar.errors import DataError
@@ -79,6 +79,7 @@ def _make(world: Communicator, out: Path, recipe: Recipe) -> Skipped:
                 _write_text(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
                 _write_text(folder / TOKENIZER_FILE, made_by.text)
             _write_shards(world, folder, recipe, plans, found, made_by)
+        decide_on_root(world, lambda: write_indices(folder))
         decide_on_root(world, lambda: _commit(unfinished, out))
     return skipped
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.progress import Progress
-from mpipar.data.shards import Shard, ShardSet, shard_paths, splits_in
+from mpipar.data.shards import Shard, ShardSet, shard_paths, splits_in, verify_index
 from mpipar.errors import DataError
 
 
@@ -62,6 +62,7 @@ def _mismatches(folder: Path) -> list[str]:
     for split in splits_in(folder):
         try:
             ShardSet.open(folder, split).close()
+            verify_index(folder, split)
         except DataError as error:
             problems.append(str(error))
     return problems

@@ -2,6 +2,7 @@
 
     DIR/tokenizer.json
     DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
+    DIR/train.index.h5          DIR/val.index.h5        what the shards hold, see `index`
 
 Each shard is a file of `storage.arrays` (contiguous, a CRC-32 a block) that describes itself:
 
@@ -13,6 +14,7 @@ Each shard is a file of `storage.arrays` (contiguous, a CRC-32 a block) that des
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpipar.data import tokenizer
+from mpipar.data.index import Inventory, read_index, write_index
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFile, write_arrays
+from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, write_arrays
 
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "val")
+MOST_OPEN = 128  # files at a time; a process may often have 1,024, on some systems 256
 
 _FORMAT = "mpipar-shard"
 _VERSION = 1
@@ -37,47 +41,51 @@ Tokens = NDArray[Any]  # uint16 or uint32
 
 
 class ShardSet:
-    """All shards of one split of a data set, open for reading. Safe to read from several threads.
+    """All shards of one split of a data set. Each is opened when it is first read, and only so many stay open.
 
-    Attributes:
+    Safe to read from several threads.
+
+    Args:
         folder: Where the data set is.
         split: "train" or "val".
+        inventory: What shards there are: `take_inventory`.
+        files: Keeps them open, together with others; by default the set does.
+
+    Attributes:
         shards: The shards, by index.
         num_tokens: Tokens in all shards, ends of text included.
         num_documents: Documents in all shards.
         text_bytes: The size of the documents as UTF-8.
         vocab_size: One more than the largest token id.
         tokenizer_id: The identity of the tokenizer, see `tokenizer`.
+        unigrams: int64 [vocab_size], how often each token occurs.
     """
 
-    def __init__(self, folder: Path, split: str, shards: list[Shard]):
+    def __init__(self, folder: Path, split: str, inventory: Inventory, files: ArrayFiles | None = None):
         self.folder = folder
         self.split = split
-        self.shards = tuple(shards)
-        self.num_tokens = sum(shard.num_tokens for shard in shards)
-        self.num_documents = sum(shard.num_documents for shard in shards)
-        self.text_bytes = sum(shard.text_bytes for shard in shards)
-        self.vocab_size = shards[0].vocab_size
-        self.tokenizer_id = shards[0].tokenizer_id
+        self.unigrams = inventory.unigrams
+        self._files: ArrayFiles = OpenFiles(MOST_OPEN) if files is None else files
+        self._owns_files = files is None
+        self.shards = tuple(
+            Shard(folder / shard_name(split, index), header, self._files)
+            for index, header in enumerate(inventory.headers)
+        )
+        self.num_tokens = sum(shard.num_tokens for shard in self.shards)
+        self.num_documents = sum(shard.num_documents for shard in self.shards)
+        self.text_bytes = sum(shard.text_bytes for shard in self.shards)
+        self.vocab_size = self.shards[0].vocab_size
+        self.tokenizer_id = self.shards[0].tokenizer_id
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> ShardSet:
-        """Opens the shards of a split and checks that they belong together. No token is read yet.
+        """Finds the shards of a split and checks that they belong together. No token is read yet.
 
         Raises:
             DataError: There is no data set, a shard is missing or damaged, or the shards and tokenizer.json differ.
         """
         folder = Path(folder)
-        shards: list[Shard] = []
-        try:
-            for path in shard_paths(folder, split):
-                shards.append(Shard(path))
-            _check_together(folder, split, shards)
-        except BaseException:
-            for shard in shards:
-                shard.close()
-            raise
-        return cls(folder, split, shards)
+        return cls(folder, split, take_inventory(folder, split))
 
     @property
     def num_tokens_per_shard(self) -> list[int]:
@@ -87,6 +95,15 @@ class ShardSet:
         """Tokens offset..offset + length of a shard, as stored; raises DataError where the file is damaged."""
         return self.shards[shard].tokens.read(offset, offset + length)
 
+    def read_into(self, shard: int, offset: int, out: Tokens) -> None:
+        """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
+        self.shards[shard].tokens.read_into(offset, out)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which tokens are stored: one that holds the vocabulary."""
+        return self.shards[0].tokens.dtype
+
     def read_tokenizer(self) -> tokenizer.Tokenizer:
         """The tokenizer of the data set."""
         return tokenizer.load(self.folder / TOKENIZER_FILE)
@@ -94,14 +111,11 @@ class ShardSet:
     @cached_property
     def unigram_entropy(self) -> float:
         """In nats a token: the loss of a model that knows how frequent each token is, and nothing else."""
-        counts = sum(shard.read_unigrams() for shard in self.shards)
-        frequencies = np.asarray(counts, np.float64) / self.num_tokens
-        frequencies = frequencies[frequencies > 0]
-        return float(-(frequencies * np.log(frequencies)).sum())
+        return entropy(self.unigrams / self.num_tokens)
 
     def close(self) -> None:
-        for shard in self.shards:
-            shard.close()
+        if self._owns_files:
+            self._files.close()
 
     def __enter__(self) -> ShardSet:
         return self
@@ -113,15 +127,21 @@ class ShardSet:
 
 
 class Shard:
-    """One shard, open for reading.
+    """One shard, for reading.
+
+    Args:
+        path: The file.
+        header: Of the file, where it is known already: then it is opened when it is first read.
+        files: Keeps it open, together with others; by default it is open until `close`.
 
     Raises:
         DataError: The file is missing, truncated, damaged, or no shard of a version that is known here.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, header: Header | None = None, files: ArrayFiles | None = None):
         self.path = path
-        self._file = ArrayFile(path)
+        self._file = ArrayFile(path, header=header, files=files)
+        self.header = self._file.header
         try:
             self._describe()
         except BaseException:
@@ -184,6 +204,56 @@ class Shard:
         self.close()
 
 
+def take_inventory(folder: Path, split: str) -> Inventory:
+    """What shards a split has: as its index says where that is of these files, else opened one after the other.
+
+    Raises:
+        DataError: There is no data set, a shard is missing or damaged, or the shards and tokenizer.json differ.
+    """
+    paths = shard_paths(folder, split)
+    inventory = read_index(folder / index_name(split), paths) or _open_one_by_one(paths)
+    with ShardSet(folder, split, inventory) as found:
+        _check_together(folder, split, paths, found.shards)
+    return inventory
+
+
+def write_indices(folder: Path) -> None:
+    """Writes the index of every split of a data set.
+
+    Raises:
+        DataError: A shard is missing or damaged, or the disk is full.
+    """
+    for split in splits_in(folder):
+        write_index(folder / index_name(split), _open_one_by_one(shard_paths(folder, split)))
+
+
+def verify_index(folder: Path, split: str) -> None:
+    """Raises DataError if a split has an index, and it is not what the shards themselves say."""
+    paths = shard_paths(folder, split)
+    says, holds = read_index(folder / index_name(split), paths), _open_one_by_one(paths)
+    if says and (says.headers != holds.headers or not np.array_equal(says.unigrams, holds.unigrams)):
+        raise DataError(f"{folder / index_name(split)} is not of these shards: delete it, or pack the data set again")
+
+
+def _open_one_by_one(paths: Sequence[Path]) -> Inventory:
+    headers = []
+    unigrams: NDArray[np.int64] | None = None
+    for path in paths:
+        with Shard(path) as shard:
+            headers.append(shard.header)
+            counts = shard.read_unigrams()
+        # Of another vocabulary only in another data set, which is noticed where shards are compared.
+        unigrams = counts if unigrams is None or unigrams.shape != counts.shape else unigrams + counts
+    assert unigrams is not None
+    return Inventory(tuple(headers), unigrams)
+
+
+def entropy(frequencies: NDArray[np.float64]) -> float:
+    """Of a distribution, in nats."""
+    positive = frequencies[frequencies > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
 def splits_in(folder: Path) -> list[str]:
     """The splits of a data set, the training split first. Raises DataError where there is no data set."""
     shard_paths(folder, "train")
@@ -209,6 +279,10 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 
 def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.h5"
+
+
+def index_name(split: str) -> str:
+    return f"{split}.index.h5"
 
 
 def write_shard(
@@ -253,10 +327,10 @@ def write_shard(
         ) from error
 
 
-def _check_together(folder: Path, split: str, shards: list[Shard]) -> None:
+def _check_together(folder: Path, split: str, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
     first = shards[0]
     for index in range(first.num_shards):
-        if index >= len(shards) or shards[index].index != index:
+        if index >= len(shards) or shards[index].index != index or paths[index] != shards[index].path:
             raise DataError(
                 f"{folder}: {shard_name(split, index)} of {first.num_shards} {split} shards is missing. Copy it again, "
                 "or pack the data set again"

@@ -32,22 +32,40 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, kv_dim, bias=bias)
         self.wo = nn.Linear(config.dim, config.dim, bias=bias)
 
-    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; `rotation` is `rotary_table`'s, or None where positions are in `x` already."""
+    def forward(self, x: Tensor, rotation: Rotation | None, documents: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C].
+
+        Args:
+            x: What the tokens are so far.
+            rotation: `rotary_table`'s, or None where positions are in `x` already.
+            documents: The lengths of the documents, see `document_lengths`; None if each sequence is one.
+        """
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H, D]
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [B, T, K, D]
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, K, D]
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        y = self._attend(q, k, v) if documents is None else self._attend_within(documents, q, k, v)  # [B, T, H, D]
+        out: Tensor = self.wo(y.flatten(2))
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=self.grouped
-        )  # [B, H, T, D]
-        out: Tensor = self.wo(y.transpose(1, 2).flatten(2))
-        return out
+        )
+        return y.transpose(1, 2)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which would compile it anew for all lengths
+    def _attend_within(self, documents: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One document after the other: no mask of T x T elements, and no product with what it would hide."""
+        lengths = documents.tolist()
+        pieces = zip(*(x.flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+        y = torch.cat([self._attend(q[None], k[None], v[None])[0] for q, k, v in pieces])  # [B T, H, D]
+        return y.view_as(q)
 
 
 def rotary_table(num_tokens: int, head_dim: int, theta: float, like: Tensor) -> Rotation:
-    """Cosines and sines [T, 1, D / 2] of the angle t theta^(-2 i / D) of token t and pair i, on the device of `like`.
+    """Cosines and sines [T, 1, D / 2] of the angle t theta^(-2 i / D) of position t and pair i, on `like`'s device.
 
     Made anew for each forward pass, which costs next to nothing: a buffer would be rounded with the model when that is
     moved to another dtype, and angles do not bear it. float64 for a float64 model, float32 for every other.

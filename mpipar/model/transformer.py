@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from mpipar.errors import ConfigError
 from mpipar.model.attention import Attention, Rotation, rotary_table
 from mpipar.model.config import ModelConfig
+from mpipar.model.documents import document_lengths, positions_within
 from mpipar.model.dropout import Dropout
 from mpipar.model.families import FAMILIES
+
+_NOT_COUNTED = -100  # no id of a token
 
 
 class Transformer(nn.Module):
@@ -46,41 +49,61 @@ class Transformer(nn.Module):
         self.norm = family.norm(config.dim, eps=config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.dim, vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, T] int64 -> logits [B, T, V] of the token that follows each."""
+    def forward(self, tokens: Tensor, begins: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] int64 -> logits [B, T, V] of the token that follows each.
+
+        Args:
+            tokens: The ids.
+            begins: bool [B, T], which tokens begin a document: they, and those after them, do not look at what is
+                before, and positions count from them. None if each sequence is one document.
+        """
         num_tokens = tokens.shape[1]
         if num_tokens > self.config.max_seq_len:
             raise ConfigError(
                 f"a sequence of {num_tokens} tokens is longer than --model.max-seq-len {self.config.max_seq_len}"
             )
         x = self.embedding(tokens)  # [B, T, C]
-        rotation = None
+        documents = positions = rotation = None
+        if begins is not None:
+            documents, positions = document_lengths(begins), positions_within(begins)
         if self.positions is None:
             rotation = rotary_table(num_tokens, self.config.head_dim, self.config.rope_theta, like=x)
-        else:
+            if positions is not None:
+                rotation = rotation[0][positions], rotation[1][positions]  # [B, T, 1, D / 2]
+        elif positions is None:
             x = x + self.positions.weight[:num_tokens]
+        else:
+            x = x + self.positions(positions)
         x = self.dropout(x)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 # Dropout comes to the same mask again by itself, so no generator's state has to be kept. The
                 # non-reentrant kind lets the hooks that announce gradients fire once for each parameter.
-                x = checkpoint(layer, x, rotation, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, rotation, documents, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rotation)
+                x = layer(x, rotation, documents)
         weight = self.as_head(self.embedding.weight) if self.head is None else self.head.weight
         return F.linear(self.norm(x), weight)
 
-    def loss(self, tokens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, tokens: Tensor, begins: Tensor | None = None, counted: Tensor | None = None) -> tuple[Tensor, int]:
         """The cross-entropy of predicting each token of [B, T + 1] from those before it.
 
+        Args:
+            tokens: The ids, int64 [B, T + 1].
+            begins: bool [B, T], which tokens begin a document, as in `forward`.
+            counted: bool [B, T], the tokens from which the next one's prediction counts; None for all.
+
         Returns:
-            The sum over the B T predicted tokens, in nats, a scalar in float32 (float64 for a float64 model); and B T.
+            The sum over the predicted tokens that count, in nats, a scalar in float32 (float64 for a float64 model);
+            and their number.
         """
-        targets = tokens[:, 1:].flatten()
-        logits = self(tokens[:, :-1]).flatten(0, 1)
+        targets, num_targets = tokens[:, 1:].flatten(), tokens[:, 1:].numel()
+        if counted is not None:
+            targets, num_targets = targets.masked_fill(~counted.flatten(), _NOT_COUNTED), int(counted.sum())
+        logits = self(tokens[:, :-1], begins).flatten(0, 1)
         # In half precision a sum over thousands of tokens would keep three digits.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, targets, reduction="sum"), targets.numel()
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=_NOT_COUNTED), num_targets
 
     def num_parameters(self) -> int:
         """Number of parameters; a tied head counts once."""
@@ -110,8 +133,8 @@ class Layer(nn.Module):
         self.attention_dropout = Dropout(config.dropout)
         self.feed_forward_dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), rotation))
+    def forward(self, x: Tensor, rotation: Rotation | None, documents: Tensor | None = None) -> Tensor:
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), rotation, documents))
         out: Tensor = x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from mpipar.storage.arrays import ArrayFile, StoredArray, write_arrays
+from mpipar.storage.arrays import ArrayFile, ArrayFiles, StoredArray, write_arrays
 from mpipar.storage.atomic import atomic_file, atomic_folder, remove_folder, remove_partials
-from mpipar.storage.header import BLOCK_BYTES
+from mpipar.storage.files import OpenFiles
+from mpipar.storage.header import BLOCK_BYTES, Header
 
 __all__ = [
     "BLOCK_BYTES",
     "ArrayFile",
+    "ArrayFiles",
+    "Header",
+    "OpenFiles",
     "StoredArray",
     "atomic_file",
     "atomic_folder",

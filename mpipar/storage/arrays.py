@@ -1,17 +1,15 @@
 """Named arrays in one HDF5 file, written by `pwrite` and read by `pread`, with a CRC-32 for every 256 KiB of each.
 
-A read costs what a memory map costs, but a file that was truncated is an error and not a SIGBUS, and a flipped bit is
-found when its block is first touched. `header` says how the file is laid out. Readers need no lock and share no file
-position; a process that forks may read on both sides.
+A flipped bit is found when its block is first touched. `header` says how the file is laid out, `files` how it is read.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,13 +18,16 @@ import numpy as np
 
 from mpipar.errors import DataError
 from mpipar.storage.atomic import atomic_file
+from mpipar.storage.files import BYTE, OpenFile, OpenFiles
 from mpipar.storage.header import (
     BLOCK_BYTES,
     USER_BLOCK_BYTES,
     Attribute,
     Extent,
+    Header,
     HeaderError,
     Layout,
+    UserBlock,
     lay_out,
     parse,
     parse_user_block,
@@ -34,8 +35,6 @@ from mpipar.storage.header import (
 )
 
 Array = np.ndarray[Any, Any]
-
-_BYTE = np.dtype(np.uint8)
 
 
 def write_arrays(
@@ -66,50 +65,38 @@ def write_arrays(
 
 
 class ArrayFile:
-    """A file of arrays that was opened for reading.
+    """A file of arrays, for reading.
 
     Args:
         path: A file that `write_arrays` wrote.
+        header: Of the file, where it is known already: then the file is opened when it is first read, and has to be
+            the one that the header is of.
+        files: Keeps it open, with others; by default it stays open until `close`.
 
     Raises:
         DataError: The file is missing, truncated, damaged in its header, or another program's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, header: Header | None = None, files: ArrayFiles | None = None):
         self.path = Path(path)
-        try:
-            self._stream = io.FileIO(path)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be opened: {error.strerror}") from error
-        try:
-            self._read_header()
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _read_header(self) -> None:
-        size = os.fstat(self._stream.fileno()).st_size
-        try:
-            block = parse_user_block(_pread(self._stream, self.path, 0, min(size, USER_BLOCK_BYTES)).tobytes())
-            if size != block.file_bytes:
-                raise HeaderError(f"is {size:,} bytes long, where {block.file_bytes:,} were written")
-            if not USER_BLOCK_BYTES <= block.header_bytes <= size:
-                raise HeaderError("has a damaged user block")
-            metadata = _pread(self._stream, self.path, USER_BLOCK_BYTES, block.header_bytes)
-            layout = parse(metadata.tobytes(), block)
-            table = layout.checksums
-            checksums = _pread(self._stream, self.path, table.offset, table.offset + table.nbytes)
-            if zlib.crc32(checksums.data) != block.checksums_crc32:
-                raise HeaderError("has a damaged table of checksums")
-        except HeaderError as error:
-            raise DataError(f"{self.path} {error}. Restore it from a copy, or write it again") from error
-        self.attributes = layout.attributes
-        self.names = tuple(extent.name for extent in layout.extents)
+        self._files: ArrayFiles = OpenFiles(1) if files is None else files
+        self._owns_files = files is None
+        self._known: Header | None = None
+        self._known = self.header = self._read_header() if header is None else header
+        self.attributes = self.header.layout.attributes
         self._arrays: dict[str, StoredArray] = {}
-        crcs = checksums.view(table.dtype)
-        for extent in layout.extents:
-            own, crcs = crcs[: extent.num_blocks], crcs[extent.num_blocks :]
-            self._arrays[extent.name] = StoredArray(self._stream, self.path, extent, own)
+        first_block = 0
+        for extent in self.header.layout.extents:
+            self._arrays[extent.name] = StoredArray(self, extent, first_block)
+            first_block += extent.num_blocks
+
+    def __repr__(self) -> str:
+        return f"ArrayFile({str(self.path)!r})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays, sorted."""
+        return tuple(self._arrays)
 
     def __getitem__(self, name: str) -> StoredArray:
         try:
@@ -117,13 +104,36 @@ class ArrayFile:
         except KeyError:
             raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}") from None
 
+    def open(self) -> OpenArrays:
+        """Opens the file and looks whether it is the one that is known; called by what keeps it open."""
+        opened = OpenArrays(self.path)
+        if self._known is not None:
+            with self._named():
+                if opened.read_user_block() != self._known.block:
+                    raise HeaderError("is not the file that was described before: it was replaced")
+        return opened
+
+    def read_into(self, array: Array, begin: int) -> None:
+        """Fills a contiguous one-dimensional array with the bytes of the file from `begin` on, unchecked."""
+        self._files.get(self).read_into(array, begin)
+
+    def crc32(self, block: int) -> int:
+        """What the checksum of a block has to be; blocks are numbered through all arrays."""
+        opened = self._files.get(self)
+        if opened.checksums is None:
+            with self._named():
+                opened.checksums = opened.read_checksums(self.header)
+        return int(opened.checksums[block])
+
     def verify(self) -> None:
         """Checks every block of every array. Raises DataError that names the first damaged one."""
         for array in self._arrays.values():
             array.verify()
 
     def close(self) -> None:
-        self._stream.close()
+        """Ends the reading. Where others keep the file open, they end it."""
+        if self._owns_files:
+            self._files.close()
 
     def __enter__(self) -> ArrayFile:
         return self
@@ -133,37 +143,63 @@ class ArrayFile:
     ) -> None:
         self.close()
 
+    def _read_header(self) -> Header:
+        opened = self._files.get(self)
+        with self._named():
+            block = opened.read_user_block()
+            header = Header(block, parse(opened.read(USER_BLOCK_BYTES, block.header_bytes).tobytes(), block))
+            opened.checksums = opened.read_checksums(header)
+        return header
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except HeaderError as error:
+            raise DataError(f"{self.path} {error}. Restore it from a copy, or write it again") from error
+
 
 class StoredArray:
-    """One array of an open file. `size` counts elements; they are numbered in C order."""
+    """One array of a file. `size` counts elements; they are numbered in C order."""
 
-    def __init__(self, stream: io.FileIO, path: Path, extent: Extent, crcs: Array):
+    def __init__(self, file: ArrayFile, extent: Extent, first_block: int):
         self.name, self.shape, self.dtype, self.size = extent.name, extent.shape, extent.dtype, extent.size
-        self._stream = stream
-        self._path = path
+        self._file = file
+        self._itemsize = extent.dtype.itemsize
+        self._block_elements = BLOCK_BYTES // self._itemsize
         self._offset = extent.offset
         self._nbytes = extent.nbytes
-        self._crcs = crcs
+        self._first_block = first_block  # among those of all arrays
         self._unchecked = bytearray(b"\1" * extent.num_blocks)  # a byte a block: 1 until its checksum was right
 
     def read(self, start: int, stop: int) -> Array:
         """Elements start..stop as a new one-dimensional array; blocks that were not touched before are checked.
 
         Raises:
-            DataError: A touched block is damaged, or the file was truncated meanwhile.
+            DataError: A touched block is damaged, or the file was truncated or replaced meanwhile.
             IndexError: The range is not within the array.
         """
         if not 0 <= start <= stop <= self.size:
             raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
+        if self._is_checked(start, stop):
+            out = np.empty(stop - start, self.dtype)
+            self._file.read_into(out, self._offset + start * self._itemsize)
+            return out
+        begin, end = start * self._itemsize, stop * self._itemsize
         first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
-        if self._unchecked.find(1, first, last) < 0:
-            return _pread(self._stream, self._path, self._offset + begin, self._offset + end, self.dtype)
         blocks = self._read_checked(first, last)
         skip = first * BLOCK_BYTES
         part = blocks[begin - skip : end - skip]
         # A copy where it is smaller, so that a short sample does not keep its whole block alive.
         return (part if part.size == blocks.size else part.copy()).view(self.dtype)
+
+    def read_into(self, start: int, out: Array) -> None:
+        """Fills a contiguous one-dimensional array with the elements from `start` on, checked as in `read`."""
+        stop = start + out.size
+        if start >= 0 and stop <= self.size and out.dtype == self.dtype and self._is_checked(start, stop):
+            self._file.read_into(out, self._offset + start * self._itemsize)
+        else:
+            out[:] = self.read(start, stop)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -175,40 +211,53 @@ class StoredArray:
             self._unchecked[block] = 1
             self._read_checked(block, block + 1)
 
+    def _is_checked(self, start: int, stop: int) -> bool:
+        """Whether the blocks of these elements have been touched before."""
+        per_block = self._block_elements
+        return self._unchecked.find(1, start // per_block, (stop - 1) // per_block + 1) < 0
+
     def _read_checked(self, first: int, last: int) -> Array:
         begin, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._nbytes)
-        raw = _pread(self._stream, self._path, self._offset + begin, self._offset + end)
+        raw = np.empty(end - begin, BYTE)
+        self._file.read_into(raw, self._offset + begin)
         for block in range(first, last):
             if self._unchecked[block]:
                 at = (block - first) * BLOCK_BYTES
-                if zlib.crc32(raw[at : at + BLOCK_BYTES].data) != self._crcs[block]:
+                if zlib.crc32(raw[at : at + BLOCK_BYTES].data) != self._file.crc32(self._first_block + block):
                     raise DataError(
-                        f"{self._path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
-                        f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or "
-                        f"write it again"
+                        f"{self._file.path}: array {self.name!r} is damaged in block {block} of "
+                        f"{len(self._unchecked)} (blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the "
+                        "file from a copy, or write it again"
                     )
                 self._unchecked[block] = 0
         return raw
 
 
-def _pread(stream: io.FileIO, path: Path, begin: int, end: int, dtype: np.dtype[Any] = _BYTE) -> Array:
-    """Bytes begin..end of the file as a new one-dimensional array."""
-    array = np.empty((end - begin) // dtype.itemsize, dtype=dtype)
-    missing = array
-    while begin < end:
-        try:
-            count = os.preadv(stream.fileno(), [missing.data], begin)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read at byte {begin:,}: {error.strerror}") from error
-        if count == 0:
-            raise DataError(
-                f"{path}: ends at byte {begin:,}, where {end - begin:,} more were expected: it was truncated. Restore "
-                f"it from a copy, or write it again"
-            )
-        begin += count
-        if begin < end:
-            missing = array.view(_BYTE)[begin - end :]
-    return array
+class OpenArrays(OpenFile):
+    """The open file, and the table of its checksums once it was needed."""
+
+    checksums: Array | None = None
+
+    def read_user_block(self) -> UserBlock:
+        """Raises HeaderError if it is damaged, or the file is longer or shorter than it says."""
+        block = parse_user_block(self.read(0, min(self.num_bytes, USER_BLOCK_BYTES)).tobytes())
+        if self.num_bytes != block.file_bytes:
+            raise HeaderError(f"is {self.num_bytes:,} bytes long, where {block.file_bytes:,} were written")
+        if not USER_BLOCK_BYTES <= block.header_bytes <= self.num_bytes:
+            raise HeaderError("has a damaged user block")
+        return block
+
+    def read_checksums(self, header: Header) -> Array:
+        """Of all blocks. Raises HeaderError if their table is damaged itself."""
+        table = header.layout.checksums
+        checksums = self.read(table.offset, table.offset + table.nbytes, table.dtype)
+        if zlib.crc32(checksums.data) != header.block.checksums_crc32:
+            raise HeaderError("has a damaged table of checksums")
+        return checksums
+
+
+ArrayFiles = OpenFiles[OpenArrays]
+"""Keeps files of arrays open."""
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:
@@ -230,7 +279,7 @@ def _write(descriptor: int, layout: Layout, metadata: bytes, arrays: Mapping[str
 
 def _write_blocks(descriptor: int, offset: int, array: Array) -> list[int]:
     """Writes the array's bytes at `offset` and returns the CRC-32 of each block."""
-    raw = array.reshape(-1).view(np.uint8)
+    raw = array.reshape(-1).view(BYTE)
     crcs = []
     for begin in range(0, raw.size, BLOCK_BYTES):
         block = raw[begin : begin + BLOCK_BYTES].data

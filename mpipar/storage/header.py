@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import h5py
@@ -51,7 +52,7 @@ class Extent:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -122,6 +123,35 @@ class UserBlock:
     header_crc32: int
     checksums_crc32: int
     file_bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that has to be known of a file to read its arrays. It can be kept elsewhere, which spares the parsing.
+
+    The user block has a checksum of everything else that describes the file, and so says whether this is still it.
+    """
+
+    block: UserBlock
+    layout: Layout
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        layout = self.layout
+        extents = [
+            [extent.name, extent.dtype.str, extent.shape, extent.offset]
+            for extent in (*layout.extents, layout.checksums)
+        ]
+        return {"block": asdict(self.block), "attributes": layout.attributes, "arrays": extents}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Header:
+        """What `to_json` has made."""
+        *extents, checksums = (
+            Extent(name, np.dtype(dtype), tuple(shape), offset) for name, dtype, shape, offset in fields["arrays"]
+        )
+        block = UserBlock(**fields["block"])
+        return cls(block, Layout(dict(fields["attributes"]), tuple(extents), checksums, block.file_bytes))
 
 
 def parse_user_block(block: bytes) -> UserBlock:

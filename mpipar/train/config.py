@@ -15,6 +15,7 @@ from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+DocumentsName = Literal["joined", "separate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,36 @@ class RunConfig:
 class DataConfig:
     """What is read."""
 
-    dir: Path = Path("data/stdlib")
-    """A folder of shards, made by `python -m mpipar.data pack`."""
+    dir: tuple[Path, ...] = (Path("data/stdlib"),)
+    """A folder of shards, made by `python -m mpipar.data pack`; or several, of one tokenizer, which are then mixed."""
+    weights: tuple[float, ...] = ()
+    """One for each folder: its part of the tokens that are read. As much as it has tokens if not given."""
+    epochs: tuple[int, ...] = ()
+    """One for each folder: after how many passes over it the others go on without it; 0, and if not given, for
+    never."""
+    documents: DocumentsName = "joined"
+    """joined: a sequence is a piece of one long text. separate: attention does not look beyond the beginning of a
+    document, and positions count from there."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.dir) >= 1, "--data.dir names no data set")
+        for name in ("weights", "epochs"):
+            values = getattr(self, name)
+            _require(
+                len(values) in (0, len(self.dir)),
+                f"{flag('data', name)} has {len(values)} values for the {len(self.dir)} folders of --data.dir: give "
+                "one for each",
+            )
+        for folder in self.dir:
+            _require(self.dir.count(folder) == 1, f"--data.dir names {folder} more than once: give it a larger weight")
+        for weight in self.weights:
+            _require(math.isfinite(weight) and weight > 0, f"--data.weights {weight} must be a positive number")
+        for count in self.epochs:
+            _require(count >= 0, f"--data.epochs {count} must not be negative")
+        _require(
+            self.documents in get_args(DocumentsName),
+            f"--data.documents {self.documents!r} must be one of {', '.join(get_args(DocumentsName))}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -82,7 +82,7 @@ def to_table(config: Any) -> dict[str, Any]:
         if is_dataclass(value):
             table[f.name] = to_table(value)
         elif value is not None:
-            table[f.name] = str(value) if isinstance(value, Path) else value
+            table[f.name] = _plain(value)
     return table
 
 
@@ -103,8 +103,18 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plain(value: Any) -> Any:
+    """A setting as TOML and JSON know it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _typed(hint: Any, value: Any, where: str, source: str) -> Any:
-    """A TOML value as the type of its setting: a plain one, one of several words, or one that may be left out."""
+    """A TOML value as the type of its setting: a plain one, one of several words, one that may be left out, several."""
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_typed(get_args(hint)[0], item, where, source) for item in items)
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if value in kinds:
         return value

@@ -37,7 +37,7 @@ from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.record import Record
 from mpipar.train.resolve import resolve
 from mpipar.train.run_folder import RunFolder, writing
-from mpipar.train.source import Source
+from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 from mpipar.train.stop import StopRequest
 from mpipar.train.stragglers import Stragglers
@@ -71,17 +71,13 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     if isinstance(counter, str):
         lacks.append(f"ranks get equal numbers of microbatches, however fast they are: {counter}")
         counter = None
+    stock = decide_on_root(world, lambda: Stock.take(config))
     with agreement(world):
-        source = Source(config, Team.of(comm, workers), counter)
-    identity = {
-        "vocab_size": source.shards.vocab_size,
-        "tokenizer": source.shards.tokenizer_id,
-        "num_tokens": source.shards.num_tokens,
-    }
+        source = Source(config, stock, Team.of(comm, workers), counter)
     folder = RunFolder(config.run.dir)
-    path, said = decide_on_root(world, lambda: resume.prepare(config, folder, identity))
+    path, said = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
 
-    model = build_model(config, source.shards.vocab_size)
+    model = build_model(config, source.vocab_size)
     if can_survive() and config.elastic.hang_s > 0:
         unwatched = start_watchdog(world, config.elastic.hang_s)
         lacks += [f"a rank that hangs will not be ended: {unwatched}"] if unwatched else []
@@ -91,7 +87,7 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     for line in report.header(config, mesh, source, step, origin=said, lacks=lacks):
         terminal.say(line)
     try:
-        run = Run(config, mesh, workers, folder, source, step, terminal, identity)
+        run = Run(config, mesh, workers, folder, source, step, terminal)
         return run.finish(done, stop)
     finally:
         source.close()
@@ -124,7 +120,6 @@ class Run:
         source: Source,
         step: TrainStep,
         terminal: Terminal,
-        identity: dict[str, object],
     ):
         self._config = config
         self._mesh = mesh
@@ -134,7 +129,6 @@ class Run:
         self._source = source
         self._step = step
         self._terminal = terminal
-        self._identity = identity
         self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
@@ -264,7 +258,7 @@ class Run:
 
         totals = attempt(self._mesh.world, evaluate)
         val_loss = totals.loss_sum / totals.num_tokens
-        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.shards.unigram_entropy)
+        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.unigram_entropy)
 
     def _verify(self) -> None:
         """Collective: compares the replicas' weights."""
@@ -280,7 +274,7 @@ class Run:
                 if self._leads:
                     with self._mesh.world.progress.pulse.silent():
                         self._record.sync()
-                        resume.save(self._folder, self._done, self._step, self._config, self._identity)
+                        resume.save(self._folder, self._done, self._step, self._config, self._source.identity)
                         self._signs.give(self._done, saved=self._done)
 
         attempt(self._mesh.world, save)

@@ -29,7 +29,7 @@ def header(
         origin: Where the run begins.
         lacks: What this machine has not, and the run does without.
     """
-    train, shards = config.train, source.shards
+    train = config.train
     model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
     spares = f" ({_count(config.elastic.spares, 'spare')})" if config.elastic.spares else ""
@@ -41,11 +41,7 @@ def header(
             f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}{spares}, {_count(train.threads, 'thread')} each",
         ),
         ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
-        (
-            "data",
-            f"{config.data.dir}: {shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}, "
-            f"vocabulary {shards.vocab_size:,}, unigram entropy {shards.unigram_entropy:.3f} nats a token",
-        ),
+        *_what_is_read(config, source),
         (
             "model",
             f"{config.model.family}, {config.model.layers} layers, dim {config.model.dim}, {config.model.heads} heads: "
@@ -81,9 +77,9 @@ def last_words(
     config: Config, folder: RunFolder, source: Source, step: TrainStep, done: int, val_loss: float
 ) -> Iterator[str]:
     """Lines that say what came of it, after `done` steps. Draws loss.png on the way. For one rank."""
-    shards, ranks = source.shards, step.replicas.comm.size
+    ranks = step.replicas.comm.size
     title = f"{folder.path.name}: {step.model.num_parameters() / 1e6:.1f} M parameters, {ranks} ranks"
-    yield f"plot    {plot_loss(folder.metrics, folder.plot, entropy=shards.unigram_entropy, title=title)}"
+    yield f"plot    {plot_loss(folder.metrics, folder.plot, entropy=source.unigram_entropy, title=title)}"
     if done < config.train.steps:
         yield f"stopped: {done} of {config.train.steps} steps, {folder.path}; --resume auto goes on"
         return
@@ -93,9 +89,25 @@ def last_words(
     yield f"done: {done} steps, val_loss {val_loss:.4f}, {folder.path}"
 
 
+def _what_is_read(config: Config, source: Source) -> list[tuple[str, str]]:
+    """The data set, or the mixture and its parts."""
+    held = [f"{shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}" for shards in source.sets]
+    apart = ", documents kept apart" if config.data.documents == "separate" else ""
+    known = f"vocabulary {source.vocab_size:,}, unigram entropy {source.unigram_entropy:.3f} nats a token{apart}"
+    if len(held) == 1:
+        return [("data", f"{config.data.dir[0]}: {held[0]}, {known}")]
+    lines = [("data", f"{len(held)} data sets, mixed sequence by sequence: {known}")]
+    shares = source.samples.mixture.shares
+    epochs = config.data.epochs or (0,) * len(held)
+    for folder, share, holds, passes in zip(config.data.dir, shares, held, epochs, strict=True):
+        ends = f", ends after {_count(passes, 'epoch')}" if passes else ""
+        lines.append(("mix", f"{share:6.2%} {folder}: {holds}{ends}"))
+    return lines
+
+
 def _sample(model: Transformer, source: Source, config: Config) -> list[str]:
     """What the model writes when it starts a document of its own."""
-    tokenizer = source.shards.read_tokenizer()
+    tokenizer = source.read_tokenizer()
     generator = torch.Generator().manual_seed(config.train.seed)
     start = torch.tensor([[tokenizer.end_of_text]])
     model.eval()

@@ -3,51 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from torch import Tensor
+import numpy as np
 
 from mpipar.comm.counter import Counter
-from mpipar.data import Loader, Microbatch, SampleOrder, ShardSet, validation_loader
-from mpipar.errors import DataError
+from mpipar.data import Inventory, Loader, Microbatch, Samples, Sequences, ShardSet, Tokenizer, validation_loader
+from mpipar.data.shards import MOST_OPEN, entropy, take_inventory
+from mpipar.errors import ConfigError, DataError
+from mpipar.storage import ArrayFiles, OpenFiles
 from mpipar.train.config import Config
 from mpipar.train.dealing import Dealing, Team
 
+_VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a run's data sets hold, as one rank has seen it for all: they need not all open a thousand files.
+
+    Args:
+        train: Of each data set, what shards the training split has.
+        val: The same of the validation split.
+        end_of_text: The token at which documents are kept apart; None if they are joined.
+    """
+
+    train: tuple[Inventory, ...]
+    val: tuple[Inventory, ...]
+    end_of_text: int | None
+
+    @classmethod
+    def take(cls, config: Config) -> Stock:
+        """Looks at the data sets of the settings.
+
+        Raises:
+            DataError: One is missing or damaged.
+        """
+        train, val = (tuple(take_inventory(folder, split) for folder in config.data.dir) for split in ("train", "val"))
+        apart = config.data.documents == "separate"
+        first = ShardSet(config.data.dir[0], "train", train[0])
+        return cls(train, val, first.read_tokenizer().end_of_text if apart else None)
+
 
 class Source:
-    """The data set of a run, dealt to the ranks of the dp axis.
+    """The data sets of a run, dealt to the ranks of the dp axis.
 
     Which tokens a microbatch holds depends on the seed, the step and its index alone.
 
     Args:
         config: The settings.
+        stock: What the data sets hold.
         team: Who computes.
         counter: Of this host, to claim microbatches from; None to deal them statically.
 
+    Attributes:
+        sets: The training splits.
+        samples: What the steps are made of.
+
     Raises:
-        DataError: The data set is missing, damaged, or too small for a single step or evaluation.
+        ConfigError: The data ends before the last step does.
+        DataError: The data sets are of several tokenizers, or too small for a single step or evaluation.
     """
 
-    def __init__(self, config: Config, team: Team, counter: Counter | None):
-        folder, train = config.data.dir, config.train
-        shards = ShardSet.open(folder, "train")
-        order = SampleOrder(shards.num_tokens_per_shard, train.seq_len, train.seed)
-        if order.num_samples < train.global_batch:
-            raise DataError(
-                f"{folder} has {order.num_samples} training sequences of --train.seq-len {train.seq_len}, fewer than "
-                f"one step's --train.global-batch {train.global_batch}: pack more text, or ask for less"
-            )
-        self._loader = Loader(shards, order, train.microbatch, train.num_microbatches)
-        held_out = ShardSet.open(folder, "val")
-        self._validation = validation_loader(held_out, train.seq_len, train.microbatch, train.eval_sequences)
-        self.shards = shards
-        self.num_samples = order.num_samples
+    def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None):
+        data, train = config.data, config.train
+        self._files: ArrayFiles = OpenFiles(MOST_OPEN)
+        self.sets = self._open(data.dir, "train", stock.train)
+        self.samples = Samples(
+            self.sets,
+            train.seq_len,
+            train.seed,
+            weights=data.weights,
+            epochs=data.epochs,
+            end_of_text=stock.end_of_text,
+        )
+        _require_enough(config, self.samples)
+        held_out = Samples(
+            self._open(data.dir, "val", stock.val),
+            train.seq_len,
+            _VALIDATION_SEED,
+            weights=data.weights,
+            epochs=[1] * len(data.dir),
+            end_of_text=stock.end_of_text,
+        )
+        self._loader = Loader(self.samples, train.microbatch, train.num_microbatches)
+        self._validation = validation_loader(held_out, train.microbatch, train.eval_sequences)
         self.dealing = Dealing(team, train.num_microbatches, counter)
+        self.vocab_size = self.sets[0].vocab_size
+        self.unigram_entropy = self._unigram_entropy()
+        self.identity = {
+            "vocab_size": self.vocab_size,
+            "tokenizer": self.sets[0].tokenizer_id,
+            "num_tokens": [shards.num_tokens for shards in self.sets],
+            "shares": self.samples.mixture.shares,
+            "epochs": list(data.epochs),
+            "documents": data.documents,
+        }
+        """What tells one sequence of samples from another, beside the settings of the section train."""
 
     def microbatches(self, step: int) -> Iterator[Microbatch]:
         """This rank's microbatches of a step, read while the one before computes."""
         return self._loader.microbatches(step, self.dealing.begin(), then=self.dealing.first)
 
-    def microbatch(self, step: int, index: int) -> Tensor:
+    def microbatch(self, step: int, index: int) -> Sequences:
         """Any microbatch of a step."""
         return self._loader.microbatch(step, index)
 
@@ -56,12 +115,49 @@ class Source:
         """Microbatches in an evaluation, over all ranks."""
         return self._validation.num_microbatches
 
-    def validation(self) -> list[tuple[int, Tensor]]:
+    def validation(self) -> list[tuple[int, Sequences]]:
         """This rank's validation microbatches, with their indices; the same at every evaluation."""
         mine = self.dealing.team.share(self.num_validation)
         return [(i, self._validation.microbatch(0, i)) for i in mine]
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer of all data sets."""
+        return self.sets[0].read_tokenizer()
 
     def close(self) -> None:
         """Ends the background reading and closes the files."""
         self._loader.close()
         self._validation.close()
+        self._files.close()
+
+    def _open(self, folders: tuple[Path, ...], split: str, inventories: tuple[Inventory, ...]) -> list[ShardSet]:
+        return [
+            ShardSet(folder, split, inventory, self._files)
+            for folder, inventory in zip(folders, inventories, strict=True)
+        ]
+
+    def _unigram_entropy(self) -> float:
+        """In nats a token: the loss of a model that knows how frequent each token is in the mixture, and nothing else.
+
+        Shares are of samples, so of tokens.
+        """
+        shares = self.samples.mixture.shares
+        frequencies = [shards.unigrams / shards.num_tokens for shards in self.sets]
+        return entropy(np.average(frequencies, axis=0, weights=shares))
+
+
+def _require_enough(config: Config, samples: Samples) -> None:
+    """Raises an error if there are not samples for one step, or data that ends has not enough for all."""
+    train, last = config.train, samples.mixture.num_samples
+    folders = ", ".join(map(str, config.data.dir))
+    if samples.num_samples < train.global_batch:
+        raise DataError(
+            f"{folders}: {samples.num_samples} training sequences of --train.seq-len {train.seq_len}, fewer than one "
+            f"step's --train.global-batch {train.global_batch}: pack more text, or ask for less"
+        )
+    if last is not None and train.steps * train.global_batch > last:
+        raise ConfigError(
+            f"--data.epochs {' '.join(map(str, config.data.epochs))} ends the data after {last:,} sequences, which is "
+            f"{last // train.global_batch:,} steps of --train.global-batch {train.global_batch}; --train.steps is "
+            f"{train.steps:,}. Ask for fewer steps, or for more epochs of a data set (0 is without end)"
+        )

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from mpipar import checkpoint
 from mpipar.comm import Communicator, agreement
-from mpipar.data import Microbatch
+from mpipar.data import Microbatch, Sequences
 from mpipar.errors import DataError
 from mpipar.model import Transformer, begin_microbatch
 from mpipar.parallel import DataParallel, Grids
@@ -168,24 +167,24 @@ class TrainStep:
         """Of all weights and optimizer state."""
         return checkpoint.digest(checkpoint.capture(self.model, self.optimizer))
 
-    def fingerprint(self, tokens: Tensor) -> str:
+    def fingerprint(self, sequences: Sequences) -> str:
         """Of the gradients of one microbatch, as this rank computes them. Between steps; leaves no gradients."""
         self.replicas.start_over()
         begin_microbatch(self.model, self._config.train.seed, 0, 0)
         with self._precision():
-            loss, _ = self._loss(tokens)
+            loss, _ = self._loss(*sequences)
         loss.backward()
         gradients = {name: gradient.clone() for name, gradient in self.replicas.local_gradients()}
         self.replicas.start_over()
         return checkpoint.digest({"loss": loss.detach(), **gradients})
 
-    def evaluate(self, microbatches: Sequence[tuple[int, Tensor]], mine: Totals) -> None:
+    def evaluate(self, microbatches: Sequence[tuple[int, Sequences]], mine: Totals) -> None:
         """Adds to `mine` this rank's losses over validation sequences, and their number of tokens."""
         self.model.eval()
         with torch.no_grad(), self._precision():
-            for index, tokens in microbatches:
+            for index, sequences in microbatches:
                 self._comm.progress.pulse.beat()
-                loss, count = self._loss(tokens)
+                loss, count = self._loss(*sequences)
                 mine.losses[index] = loss.item()
                 mine.num_tokens += count
         self.model.train()
@@ -210,7 +209,7 @@ class TrainStep:
         self._look_for_deaths()
         begin_microbatch(self.model, self._config.train.seed, step, microbatch.index)
         with self._precision():
-            loss, count = self._loss(microbatch.tokens)
+            loss, count = self._loss(*microbatch.sequences)
         if sample_memory:  # all activations are there
             self._memory.sample()
         with self.replicas.final_backward() if microbatch.is_last else nullcontext():

@@ -49,8 +49,8 @@ def verify(comm: Communicator, step: TrainStep, source: Source) -> str:
 
 def _suspects(comm: Communicator, step: TrainStep, source: Source) -> str:
     """Collective: whose processor does not come to the same gradient twice, or to another than the rest."""
-    tokens = source.microbatch(0, 0)
-    pairs = comm.all_gather_object([step.fingerprint(tokens) for _ in range(2)])
+    sequences = source.microbatch(0, 0)
+    pairs = comm.all_gather_object([step.fingerprint(sequences) for _ in range(2)])
     unsteady = [rank for rank, (first, second) in enumerate(pairs) if first != second]
     if unsteady:
         return f"Computing one microbatch twice, {names(unsteady)} came to two results: that processor is broken"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -34,12 +35,12 @@ def faulty_main(world: Communicator) -> None:
     if fault == "apart" and world.rank == victim:
         segment._open = refuse  # type: ignore[assignment]
 
-    def faulty_loss(self: Transformer, tokens: Tensor) -> tuple[Tensor, int]:
+    def faulty_loss(self: Transformer, *sequences: Any) -> tuple[Tensor, int]:
         global calls
         if not self.training:
-            return loss(self, tokens)
+            return loss(self, *sequences)
         calls += 1
-        value, count = loss(self, tokens)
+        value, count = loss(self, *sequences)
         if world.rank == victim and (calls == step or (calls > step and fault == "nans")):
             if fault == "raise":
                 raise ZeroDivisionError("the rank's own bug")
@@ -48,7 +49,7 @@ def faulty_main(world: Communicator) -> None:
             value = value * float("nan")
         return value, count
 
-    Transformer.loss = faulty_loss  # type: ignore[method-assign]
+    Transformer.loss = faulty_loss  # type: ignore[assignment, method-assign]
     main(world, stop)
 
 

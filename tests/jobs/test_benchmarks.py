@@ -156,3 +156,10 @@ def test_launches_that_cannot_be_are_refused() -> None:
 def test_deaths_that_cannot_be_are_refused() -> None:
     run(0, "-m", "benchmarks.recovery", "--ranks", "2", "--least", "2").refused("--least 2 must be at least 1")
     run(0, "-m", "benchmarks.recovery", "--data", "nix").refused("--data nix does not exist")
+
+
+def test_random_reads_beside_numpy() -> None:
+    outcome = ask("data", "--shards", "16", "--tokens", "9000", "--reads", "20", "--rounds", "2", "--warmup", "1").ok()
+    rows = [line.split()[0] for line in outcome.lines if line.startswith("  ")]
+    assert set(rows) == {"stored", "batch", "first", "all", "start", "no", "memory"}
+    assert outcome.text.count("numpy memmap  ") >= 3

@@ -12,7 +12,7 @@ from mpipar.data.shards import write_shard
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.train.config import Config, DataConfig, RunConfig, TrainConfig
 from mpipar.train.dealing import Team
-from mpipar.train.source import Source
+from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 
 
@@ -39,7 +39,7 @@ def small_step(comm: Communicator, folder: Path, *, reproducible: bool) -> tuple
     comm.barrier()
     config = Config(
         run=RunConfig(dir=folder / "run"),
-        data=DataConfig(dir=folder / "data"),
+        data=DataConfig(dir=(folder / "data",)),
         model=ModelConfig(layers=1, dim=32, heads=2, max_seq_len=32),
         train=TrainConfig(
             global_batch=8, microbatch=2, seq_len=16, eval_sequences=2, precision="fp32", reproducible=reproducible
@@ -47,4 +47,4 @@ def small_step(comm: Communicator, folder: Path, *, reproducible: bool) -> tuple
     )
     model = Transformer(config.model, vocab_size=300)
     initialise(model, 1)
-    return TrainStep(model, config, comm), Source(config, Team.of(comm, comm.size), None)
+    return TrainStep(model, config, comm), Source(config, Stock.take(config), Team.of(comm, comm.size), None)

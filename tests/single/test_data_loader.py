@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mpipar.data import Loader, SampleOrder, ShardSet, tokenizer, validation_loader
+from mpipar.data import Loader, Samples, Sequences, ShardSet, tokenizer, validation_loader
 from mpipar.data.shards import write_shard
 from mpipar.errors import DataError
 
@@ -31,27 +32,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def samples_of(folder: Path, split: str = "train", **how: Any) -> Samples:
+    return Samples([ShardSet.open(folder, split)], SEQ_LEN, 5, **how)
+
+
 @pytest.fixture
 def loader(folder: Path) -> Iterator[Loader]:
-    shards = ShardSet.open(folder, "train")
-    with Loader(shards, SampleOrder(shards.num_tokens_per_shard, SEQ_LEN, 5), MICROBATCH, NUM_MICROBATCHES) as loader:
+    with Loader(samples_of(folder), MICROBATCH, NUM_MICROBATCHES) as loader:
         yield loader
+
+
+def tokens_of(loader: Loader, step: int, index: int) -> torch.Tensor:
+    return loader.microbatch(step, index).tokens
 
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("mpipar-loader")]
 
 
-def test_microbatch_holds_the_sequences_of_the_order(loader: Loader) -> None:
+def test_microbatch_holds_the_samples_in_their_order(loader: Loader) -> None:
     for step, index in [(0, 0), (0, 3), (7, 1), (1000, 2)]:
-        tokens = loader.microbatch(step, index)
+        tokens = tokens_of(loader, step, index)
         assert tokens.dtype == torch.int64
         assert tokens.shape == (MICROBATCH, SEQ_LEN + 1)
-        first = step * MICROBATCH * NUM_MICROBATCHES + index * MICROBATCH
-        for row, sample in enumerate(range(first, first + MICROBATCH)):
-            shard, offset = loader.order.locate(sample)
-            expected = loader.shards.read(int(shard), int(offset), SEQ_LEN + 1)
-            assert tokens[row].tolist() == expected.tolist()
+        first = (step * NUM_MICROBATCHES + index) * MICROBATCH
+        expected = [loader.samples.read(sample, 1).tokens for sample in range(first, first + MICROBATCH)]
+        assert torch.equal(tokens, torch.cat(expected))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
@@ -60,9 +66,9 @@ def test_ranks_together_see_every_microbatch_once(loader: Loader, num_ranks: int
         seen: dict[int, torch.Tensor] = {}
         for rank in range(num_ranks):
             mine = range(rank, NUM_MICROBATCHES, num_ranks)
-            seen.update({batch.index: batch.tokens for batch in loader.microbatches(step, mine)})
+            seen.update({batch.index: batch.sequences.tokens for batch in loader.microbatches(step, mine)})
         assert sorted(seen) == list(range(NUM_MICROBATCHES))
-        assert all(torch.equal(seen[index], loader.microbatch(step, index)) for index in seen)
+        assert all(torch.equal(seen[index], tokens_of(loader, step, index)) for index in seen)
 
 
 def test_steps_may_be_taken_up_anywhere(loader: Loader) -> None:
@@ -70,7 +76,7 @@ def test_steps_may_be_taken_up_anywhere(loader: Loader) -> None:
         batches = list(loader.microbatches(step, mine))
         assert [batch.index for batch in batches] == mine
         assert [batch.is_last for batch in batches] == [False] * (len(mine) - 1) + [True] * bool(mine)
-        assert all(torch.equal(batch.tokens, loader.microbatch(step, batch.index)) for batch in batches)
+        assert all(torch.equal(batch.sequences.tokens, tokens_of(loader, step, batch.index)) for batch in batches)
 
 
 def test_indices_are_asked_for_one_ahead(loader: Loader) -> None:
@@ -92,13 +98,13 @@ def test_indices_are_asked_for_one_ahead(loader: Loader) -> None:
 
 def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     readers = []
-    read = ShardSet.read
+    read_into = ShardSet.read_into
 
-    def spy(self: ShardSet, shard: int, offset: int, length: int) -> np.ndarray:
+    def spy(self: ShardSet, shard: int, offset: int, out: np.ndarray) -> None:
         readers.append(threading.current_thread() is threading.main_thread())
-        return read(self, shard, offset, length)
+        read_into(self, shard, offset, out)
 
-    monkeypatch.setattr(ShardSet, "read", spy)
+    monkeypatch.setattr(ShardSet, "read_into", spy)
     for step in range(4):
         assert len(list(loader.microbatches(step, [0, 2], then=[0]))) == 2
     assert sum(readers) == MICROBATCH  # here only the very first microbatch was read by the one who asked
@@ -107,7 +113,7 @@ def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch
 def test_an_error_of_the_thread_comes_out_with_its_batch(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     microbatch = Loader.microbatch
 
-    def damaged(self: Loader, step: int, index: int) -> torch.Tensor:
+    def damaged(self: Loader, step: int, index: int) -> Sequences:
         if (step, index) == (1, 0):
             raise DataError("train-00000.h5 is damaged")
         return microbatch(self, step, index)
@@ -121,8 +127,7 @@ def test_an_error_of_the_thread_comes_out_with_its_batch(loader: Loader, monkeyp
 def test_close_ends_the_thread(folder: Path) -> None:
     before = loader_threads()
     for _ in range(20):
-        shards = ShardSet.open(folder, "train")
-        with Loader(shards, SampleOrder(SIZES, SEQ_LEN, 5), MICROBATCH, NUM_MICROBATCHES) as loader:
+        with Loader(samples_of(folder), MICROBATCH, NUM_MICROBATCHES) as loader:
             next(loader.microbatches(0, [0, 1, 2]))
             assert len(loader_threads()) == len(before) + 1
     assert loader_threads() == before
@@ -131,16 +136,18 @@ def test_close_ends_the_thread(folder: Path) -> None:
 def test_validation_is_fixed_and_within_the_split(folder: Path) -> None:
     runs = []
     for _ in range(2):
-        with validation_loader(ShardSet.open(folder, "val"), SEQ_LEN, MICROBATCH, num_sequences=50) as loader:
+        with validation_loader(samples_of(folder, "val"), MICROBATCH, num_sequences=50) as loader:
             assert loader.num_microbatches == 16
-            runs.append(torch.cat([loader.microbatch(0, index) for index in range(16)]))
+            runs.append(torch.cat([tokens_of(loader, 0, index) for index in range(16)]))
     assert torch.equal(*runs)
     assert len({tuple(row.tolist()) for row in runs[0]}) == 48
 
 
 def test_validation_takes_what_there_is(folder: Path) -> None:
-    num_samples = sum((size - 1) // SEQ_LEN for size in SIZES)
-    with validation_loader(ShardSet.open(folder, "val"), SEQ_LEN, MICROBATCH, num_sequences=10**6) as loader:
+    num_samples = sum(-(-(size - 1) // SEQ_LEN) for size in SIZES)
+    with validation_loader(samples_of(folder, "val"), MICROBATCH, num_sequences=10**6) as loader:
         assert loader.num_microbatches == num_samples // MICROBATCH
-    with ShardSet.open(folder, "val") as shards, pytest.raises(DataError, match="does not fill one microbatch of 1000"):
-        validation_loader(shards, SEQ_LEN, 1000, num_sequences=10**6)
+    samples = samples_of(folder, "val")
+    with pytest.raises(DataError, match="does not fill one microbatch of 1000"):
+        validation_loader(samples, 1000, num_sequences=10**6)
+    samples.close()

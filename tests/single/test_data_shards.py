@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 
 from mpipar.data import tokenizer
-from mpipar.data.shards import Shard, ShardSet, write_shard
+from mpipar.data.shards import Shard, ShardSet, take_inventory, verify_index, write_indices, write_shard
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFile, write_arrays
+from mpipar.storage import ArrayFile, ArrayFiles, OpenFiles, write_arrays
 
 NUM_SHARDS = 3
 VOCAB = 300
@@ -137,6 +139,7 @@ def test_truncated_shard(folder: Path, keep: int) -> None:
 def test_truncated_while_open(folder: Path) -> None:
     with ShardSet.open(folder, "train") as shards:
         path = shards.shards[2].path
+        shards.read(2, 480_000, 2049)
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
         with pytest.raises(DataError, match=r"train-00002\.h5.* was truncated"):
@@ -153,6 +156,97 @@ def test_flipped_bit_is_found_where_it_is_read(folder: Path) -> None:
                 shards.read(1, 400_000, 10)
         with pytest.raises(DataError, match=r"train-00001\.h5: array 'tokens' is damaged in block 3"):
             shards.shards[1].verify()
+
+
+def count_opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened from here on."""
+    opened = []
+    open_ = os.open
+
+    def spy(path: Any, *rest: Any) -> int:
+        opened.append(Path(path).name)
+        return open_(path, *rest)
+
+    monkeypatch.setattr(os, "open", spy)
+    return opened
+
+
+def test_the_index_is_read_instead_of_the_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ShardSet.open(folder, "train") as shards:
+        expected = [shard.header for shard in shards.shards]
+        entropy = shards.unigram_entropy
+    write_indices(folder)
+    opened = count_opened(monkeypatch)
+    with ShardSet.open(folder, "train") as shards:
+        assert [shard.header for shard in shards.shards] == expected
+        assert shards.unigram_entropy == entropy
+        assert opened == ["train.index.h5"]
+        shards.read(1, 0, 10)
+        assert opened == ["train.index.h5", "train-00001.h5"]
+    verify_index(folder, "train")
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+def test_an_index_of_other_shards(folder: Path, made_by: tokenizer.Tokenizer, same_size: bool) -> None:
+    write_indices(folder)
+    documents = [documents_of(7)[1]] if not same_size else documents_of(7)
+    write_shard(folder, "train", 1, NUM_SHARDS, documents, made_by, text_bytes=1000)
+    with ShardSet.open(folder, "train") as shards:
+        if same_size:  # which cannot be seen before it is opened
+            with pytest.raises(DataError, match=r"train-00001\.h5 is not the file that was described before"):
+                shards.read(1, 0, 10)
+            with pytest.raises(DataError, match=r"train\.index\.h5 is not of these shards: delete it"):
+                verify_index(folder, "train")
+        else:
+            assert np.array_equal(shards.read(1, 0, 10), documents[0][:10])
+
+
+def test_a_missing_shard_is_noticed_with_an_index(folder: Path) -> None:
+    write_indices(folder)
+    (folder / "train-00001.h5").unlink()
+    with pytest.raises(DataError, match=r"train-00001.h5 of 3 train shards is missing"):
+        ShardSet.open(folder, "train")
+
+
+def test_a_damaged_index_is_named(folder: Path) -> None:
+    write_indices(folder)
+    path = folder / "train.index.h5"
+    flip_bit(path, path.read_bytes().index(b'"block"'))
+    with pytest.raises(DataError, match=r"train\.index\.h5.*array 'headers' is damaged.*Or delete it"):
+        ShardSet.open(folder, "train")
+
+
+def test_only_so_many_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = count_opened(monkeypatch)
+    files: ArrayFiles = OpenFiles(2)
+    with ShardSet(folder, "train", take_inventory(folder, "train"), files) as shards:
+        opened.clear()
+        for index in (0, 1, 0, 2, 0, 1):
+            assert np.array_equal(shards.read(index, 0, 9), np.concatenate(documents_of(index))[:9])
+            assert len(files) <= 2
+            assert len(list(Path("/proc/self/fd").iterdir())) < 100
+    assert opened == [f"train-0000{index}.h5" for index in (0, 1, 2, 1)]
+    files.close()
+    with pytest.raises(ValueError, match="was closed"):
+        shards.read(0, 0, 9)
+
+
+def test_threads_read_while_files_are_closed(folder: Path) -> None:
+    tokens = [np.concatenate(documents_of(index)) for index in range(NUM_SHARDS)]
+    files: ArrayFiles = OpenFiles(1)
+
+    def read(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        for shard, offset in zip(rng.integers(0, NUM_SHARDS, 400), rng.integers(0, 490_000, 400), strict=True):
+            if not np.array_equal(shards.read(shard, offset, 2049), tokens[shard][offset:][:2049]):
+                return False
+        return True
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ShardSet(folder, "train", take_inventory(folder, "train"), files) as shards, ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
+    files.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_another_tokenizer(folder: Path) -> None:

@@ -90,12 +90,22 @@ def test_any_range_is_read(tokens, data):
         part = file["tokens"].read(start, stop)
     assert same_bits(part, values[start:stop])
     assert part.flags.writeable
+    for dtype in (np.uint16, np.int64):
+        filled = np.empty(stop - start, dtype)
+        file["tokens"].read_into(start, filled)
+        assert np.array_equal(filled, values[start:stop])
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 2), (0, 10**9)])
 def test_a_range_outside_is_refused(tokens, start, stop):
     with pytest.raises(IndexError, match="tokens"):
         tokens[0]["tokens"].read(start, stop)
+
+
+@pytest.mark.parametrize("start", [-3, 5 * BLOCK_BYTES // 2 + 77])
+def test_nothing_is_filled_from_outside(tokens, start):
+    with pytest.raises(IndexError, match="tokens"):
+        tokens[0]["tokens"].read_into(start, np.empty(2, np.uint16))
 
 
 def test_a_missing_name_says_what_there_is(tokens):

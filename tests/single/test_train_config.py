@@ -18,7 +18,7 @@ def test_names_that_scripts_rely_on() -> None:
         "--model.layers 2 --model.dim 64 --model.heads 2 --data.dir c --checkpoint.every 3 --resume never"
     )
     config = parse(arguments.split())
-    assert config.run.dir == Path("a/b") and config.data.dir == Path("c") and config.resume == "never"
+    assert config.run.dir == Path("a/b") and config.data.dir == (Path("c"),) and config.resume == "never"
     assert (config.train.steps, config.train.global_batch, config.train.microbatch) == (7, 6, 3)
     assert (config.train.seq_len, config.train.seed, config.checkpoint.every) == (32, 5, 3)
     assert (config.model.layers, config.model.dim, config.model.heads) == (2, 64, 2)
@@ -34,6 +34,20 @@ def test_toml_and_back(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), "utf-8")
     assert read_toml(path) == config
+
+
+def test_several_data_sets(tmp_path: Path) -> None:
+    arguments = "--data.dir a b/c --data.weights 3 0.5 --data.epochs 0 2 --data.documents separate --train.steps 7"
+    config = parse(arguments.split())
+    assert config.data.dir == (Path("a"), Path("b/c"))
+    assert (config.data.weights, config.data.epochs, config.data.documents) == ((3.0, 0.5), (0, 2), "separate")
+    path = tmp_path / "c.toml"
+    path.write_text(to_toml(config))
+    assert read_toml(path) == config
+    path.write_text('[data]\ndir = "a"\n')
+    assert read_toml(path).data.dir == (Path("a"),)
+    path.write_text('[data]\ndir = ["a", "b"]\nweights = [1, 2.5]\n')
+    assert read_toml(path).data.weights == (1.0, 2.5)
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -58,6 +72,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("config = 'other.toml'\n", r"'config' does not exist"),
         ("train = 3\n", r"'train' is a section"),
         ("[train\n", r"cannot be read"),
+        ("[data]\ndir = []\n", r"--data.dir names no data set"),
+        ("[data]\ndir = ['a', 3]\n", r"'data.dir' is 3: expected Path"),
+        ("[data]\nweights = [1, 2]\n", r"--data.weights has 2 values for the 1 folders of --data.dir: give one"),
+        ("[data]\nweights = [-1]\n", r"--data.weights -1.0 must be a positive number"),
+        ("[data]\nepochs = [-1]\n", r"--data.epochs -1 must not be negative"),
+        ("[data]\ndir = ['a', 'a']\n", r"--data.dir names a more than once"),
+        ("[data]\ndocuments = 'apart'\n", r"'data.documents' is 'apart': expected one of 'joined', 'separate'"),
         ("[train]\nglobal_batch = 5\n", r"--train.global-batch 5 is not a multiple of --train.microbatch 2"),
         ("[model]\ndim = 130\n", r"--model.dim 130 is not a multiple of --model.heads 4"),
     ],
