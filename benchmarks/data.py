@@ -6,8 +6,8 @@ not the disk.
 
     stored     a window as it is stored, in an array of its own
     batch      eight of them in one array, converted to int64, as a model takes it; the time is that of one
-    first      when no block's checksum has been looked at yet: the first read in a block takes all of it, and a CRC
-    all        over so many shards that most are opened anew
+    first      the first of a shard: the file is opened, and a block of 256 KiB is read and its checksum looked at
+    all        as stored, over so many shards that most have to be opened anew
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Data:
 
     shards: int = 1000
     """Shards of the data set that is made."""
-    tokens: int = 65536
+    tokens: int = 131072
     """Tokens in a shard."""
     vocab_size: int = 32000
     """Of which so many are different."""
@@ -112,8 +112,9 @@ class Data:
     ) -> tuple[dict[str, dict[str, Seconds]], list[str]]:
         """Collective: by what is read, and by whom, the seconds of a read; and who does not take part."""
         few, many = self._windows(_FEW), self._windows(self.shards)
-        with ShardSet(folder, "train", inventory) as shards:
-            maps = _maps(shards)
+        of_few = replace(inventory, headers=inventory.headers[:_FEW])
+        with ShardSet(folder, "train", of_few) as shards, ShardSet(folder, "train", inventory) as all_shards:
+            maps = _maps(all_shards)
             readers: dict[str, Read] = {
                 _OURS: lambda shard, place: shards.read(shard, place * LENGTH, LENGTH),
                 _NUMPY: lambda shard, place: np.array(maps[shard][place * LENGTH : (place + 1) * LENGTH]),
@@ -138,15 +139,19 @@ class Data:
                     row[:] = maps[shard][place * LENGTH : (place + 1) * LENGTH]
 
             fills = {_OURS: fill, _NUMPY: fill_from_maps}
-            of_few = replace(inventory, headers=inventory.headers[:_FEW])
-            both = {name: readers[name] for name in (_OURS, _NUMPY)}
+            readers_of_all: dict[str, Read] = {
+                _OURS: lambda shard, place: all_shards.read(shard, place * LENGTH, LENGTH),
+                _NUMPY: readers[_NUMPY],
+            }
+            firsts = [(shard, 0) for shard in range(_FEW)]
             asked: dict[str, dict[str, Callable[[], object]]] = {
                 "stored": {name: partial(_read_all, read, few) for name, read in readers.items()},
                 "batch": {name: partial(_fill_all, fill, few) for name, fill in fills.items()},
-                "first": {_OURS: lambda: _read_first(folder, of_few, few)},
-                "all": {name: partial(_read_all, read, many) for name, read in both.items()},
+                "first": {_OURS: lambda: _read_first(folder, of_few, firsts)},
+                "all": {name: partial(_read_all, read, many) for name, read in readers_of_all.items()},
             }
-            return self._times(world, asked, operations=self.reads), absent
+            operations = {what: len(firsts) if what == "first" else self.reads for what in asked}
+            return self._times(world, asked, operations), absent
 
     def _starts(self, world: Communicator, folder: Path, inventory: Inventory) -> dict[str, dict[str, Seconds]]:
         """Collective: from nothing to the first token, by what is known before."""
@@ -174,15 +179,20 @@ class Data:
                 "no index": {"rank 0, each shard": unindexed},
             }
             few = replace(self, rounds=min(5, self.rounds), warmup=min(1, self.warmup))
-            return few._times(world, asked, operations=1)
+            return few._times(world, asked, dict.fromkeys(asked, 1))
 
     def _times(
-        self, world: Communicator, asked: Mapping[str, Mapping[str, Callable[[], object]]], operations: int
+        self,
+        world: Communicator,
+        asked: Mapping[str, Mapping[str, Callable[[], object]]],
+        operations: Mapping[str, int],
     ) -> dict[str, dict[str, Seconds]]:
-        """Collective: seconds of one operation. All take turns, so that any two can be compared."""
+        """Collective: seconds of one operation, of so many each. All take turns, so that any two can be compared."""
         flat = {f"{what}\n{who}": call for what, calls in asked.items() for who, call in calls.items()}
         times = take_turns(world, flat, rounds=self.rounds, warmup=self.warmup)
-        return {what: {who: times[f"{what}\n{who}"] / operations for who in calls} for what, calls in asked.items()}
+        return {
+            what: {who: times[f"{what}\n{who}"] / operations[what] for who in calls} for what, calls in asked.items()
+        }
 
     def _memory(self, folder: Path, inventory: Inventory) -> list[str]:
         """What this process holds more than before, with every block of all shards read once."""
