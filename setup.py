@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 
 PLOTS = ["matplotlib>=3.7"]
 TENSORBOARD = ["tensorboard>=2.14"]
+PARQUET = ["pyarrow>=14"]
 
 setup(
     name="mpipar",
@@ -27,7 +28,7 @@ setup(
             ["mpipar/comm/rounding.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
-        )
+        ),
     ],
     install_requires=[
         "mpi4py>=4,<5",
@@ -46,9 +47,11 @@ setup(
         "mpich": ["mpich>=4.3,<6"],
         "plots": PLOTS,
         "tensorboard": TENSORBOARD,
+        "parquet": PARQUET,
         "dev": [
             *PLOTS,
             *TENSORBOARD,
+            *PARQUET,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

@@ -26,9 +26,10 @@ No text at hand:   python -m mpipar.data pack stdlib --out data/stdlib"""
 class Pack:
     """Pack text into a data set.
 
-    An input is a text file, a .jsonl file (one document a line), either of them with .gz, a folder of such files, or
-    the word `stdlib` for the Python standard library of this interpreter. A text file is one document; a long one is
-    cut into several. What cannot be read is named and skipped. Packing the same again does nothing.
+    An input is a text file, a .jsonl file (one document a line), either of them with .gz, a .parquet file (one document
+    a row; needs pyarrow), a folder of such files, or the word `stdlib` for the Python standard library of this
+    interpreter. A text file is one document; a long one is cut into several. What cannot be read is skipped, and listed
+    in skipped.jsonl. Packing the same again does nothing, and after a kill only what is missing.
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
@@ -42,7 +43,7 @@ class Pack:
     val_fraction: float = 0.05
     """The share of the text that is kept for validation: whole documents that resemble no other, chosen by content."""
     text_field: str = "text"
-    """The field of a JSON line that holds the text."""
+    """The field of a JSON line, or the column of a Parquet file, that holds the text."""
     overwrite: bool = False
     """Replace the data set that is at --out."""
 

@@ -6,8 +6,8 @@
     plan         which shard is made of what: a function of the survey alone
     write        documents -> tokens -> shard                                       a shard by one rank
 
-The rank count decides who does it, and nothing of what is written: the same input and settings give the same bits. The
-set is written in a hidden folder and takes its name when it is whole.
+The rank count decides who does it, and nothing of what is written: the same input and settings give the same bits. All
+of it happens in a workshop, where a pack that was killed has left its survey, its tokenizer and its finished shards.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mpipar.comm import Communicator, agreement, decide_on_root
+from mpipar.comm import Communicator, decide_on_root
 from mpipar.data import tokenizer
-from mpipar.data.corpus import Piece, Skipped, read_documents
-from mpipar.data.dedup import content_hash
-from mpipar.data.plan import ShardPlan, deal, plan_shards
-from mpipar.data.progress import Progress
-from mpipar.data.recipe import RECORD_FILE, PackSettings, Recipe, prepare
+from mpipar.data.corpus import Piece
+from mpipar.data.documents import read_documents
+from mpipar.data.plan import ShardPlan, plan_shards
+from mpipar.data.recipe import RECORD_FILE, PackSettings, Recipe, holds, prepare
 from mpipar.data.report import describe
-from mpipar.data.shards import SPLITS, TOKENIZER_FILE, write_shard
+from mpipar.data.shards import SPLITS, TOKENIZER_FILE
+from mpipar.data.skipped import LIST_FILE, Tally, in_words
 from mpipar.data.survey import Survey, survey
 from mpipar.data.tokenizer import Tokenizer
+from mpipar.data.workshop import Workshop, workshop
+from mpipar.data.write import Tokens, write_shards
 from mpipar.errors import DataError
-from mpipar.storage import atomic_folder, remove_partials
+from mpipar.storage import atomic_file
 
 _TRAINING_BYTES = 12_000_000
 _ENCODE_BYTES = 1 << 20
@@ -45,42 +45,82 @@ def pack(
 ) -> None:
     """Collective: packs the inputs into a data set at `out`, and prints what it holds.
 
-    Where `out` holds what these inputs and settings have made before, it says so and does nothing.
+    Where `out` holds what these inputs and settings have made before, it says so and does nothing. Where a pack of them
+    was killed, it does what is missing.
 
     Raises:
         DataError: An input is missing, nothing in it can be read, `out` is taken, or the disk is full.
     """
     started = time.monotonic()
     tokenizer.limit_threads(_cores_of_rank(world))
-    recipe = decide_on_root(world, lambda: prepare(inputs, out, settings, overwrite))
-    if recipe.already_packed:
-        verdict = "already packed from this input with these settings: left as it is (--overwrite packs it again)"
+    recipe, is_packed = decide_on_root(world, lambda: _prepare(inputs, out, settings, overwrite))
+    if is_packed:
+        verdict = ["already packed from this input with these settings: left as it is (--overwrite packs it again)"]
     else:
-        skipped = _make(world, out, recipe)
+        with workshop(world, out, recipe.fingerprint) as shop:
+            decide_on_root(world, lambda: _require_free(out, recipe, overwrite))
+            found, num_before = _make(world, shop, recipe)
         seconds = time.monotonic() - started
-        verdict = f"packed in {seconds:.1f} s by {world.size} rank{'s' * (world.size > 1)}{_in_words(skipped)}"
+        before = f", which went on from {num_before:,} finished shards" if num_before else ""
+        verdict = [f"packed in {seconds:.1f} s by {world.size} rank{'s' * (world.size > 1)}{before}"]
+        if world.rank == 0:
+            verdict += in_words(found.skipped, out / LIST_FILE)
     if world.rank == 0:
-        print(f"{describe(out)}\n{verdict}", flush=True)
+        print("\n".join([describe(out), *verdict]), flush=True)
 
 
-def _make(world: Communicator, out: Path, recipe: Recipe) -> Skipped:
-    """Makes the data set; returns what was skipped."""
-    skipped = Skipped()
-    skipped.extend(recipe.skipped)
-    found = survey(world, recipe.pieces, recipe.settings.text_field, recipe.settings.val_fraction)
-    skipped.extend(found.skipped)
-    made_by = Tokenizer(decide_on_root(world, lambda: recipe.tokenizer or _train(recipe, found).text))
+def _prepare(inputs: Sequence[str], out: Path, settings: PackSettings, overwrite: bool) -> tuple[Recipe, bool]:
+    recipe = prepare(inputs, out, settings)
+    return recipe, holds(out, recipe.fingerprint, overwrite)
+
+
+def _require_free(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """`out` was looked at before it was locked."""
+    if holds(out, recipe.fingerprint, overwrite):
+        raise DataError(f"--out {out} was packed by another process meanwhile: there is nothing left to do")
+
+
+def _make(world: Communicator, shop: Workshop, recipe: Recipe) -> tuple[Survey, int]:
+    """Makes the data set; returns also how many shards were there before."""
+    found: Survey | None = decide_on_root(world, lambda: _load_survey(shop, recipe))
+    if found is None:
+        settings = recipe.settings
+        found = survey(world, recipe.pieces, recipe.skipped, settings.text_field, settings.val_fraction, shop)
+    made_by = Tokenizer(decide_on_root(world, lambda: _keep(shop, recipe, found)))
     plans = plan_shards(found.num_documents, found.text_bytes)
-    with ExitStack() as unfinished:  # on rank 0 the hidden folder, which an error removes
-        folder = decide_on_root(world, lambda: _begin(unfinished, out))
-        with agreement(world):
-            if world.rank == 0:
-                record = {**recipe.record, "num_skipped": skipped.count, "skipped": skipped.named}
-                _write_text(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
-                _write_text(folder / TOKENIZER_FILE, made_by.text)
-            _write_shards(world, folder, recipe, plans, found, made_by)
-        decide_on_root(world, lambda: _commit(unfinished, out))
-    return skipped
+    num_before = write_shards(world, shop, plans, made_by, lambda plan: _encoded(plan, recipe, found, made_by))
+    return found, num_before
+
+
+def _load_survey(shop: Workshop, recipe: Recipe) -> Survey | None:
+    """The survey that a killed pack has left, if there is a whole one."""
+    if not shop.survey.exists():
+        return None
+    try:
+        found = Survey.load(shop.survey)
+    except DataError:
+        return None
+    return found if len(found.num_documents) == len(recipe.pieces) else None
+
+
+def _keep(shop: Workshop, recipe: Recipe, found: Survey) -> str:
+    """Writes what is known before the first shard, the survey last of what it takes; returns the tokenizer's text."""
+    path = shop.folder / TOKENIZER_FILE
+    record = {**recipe.record, "num_skipped": sum(found.skipped.values()), "skipped": found.skipped}
+    try:
+        if not shop.survey.exists():
+            found.save(shop.survey)
+        if not path.exists():
+            _write_text(path, recipe.tokenizer or _train(recipe, found).text)
+        _write_text(shop.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename or path}: {error.strerror}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _train(recipe: Recipe, found: Survey) -> Tokenizer:
@@ -103,29 +143,13 @@ def _sample(recipe: Recipe, found: Survey, num_bytes: int) -> list[str]:
     return documents
 
 
-def _write_shards(
-    world: Communicator, folder: Path, recipe: Recipe, plans: Sequence[ShardPlan], found: Survey, made_by: Tokenizer
-) -> None:
-    """Writes this rank's shards."""
-    mine = deal([plan.text_bytes for plan in plans], world.size)[world.rank]
-    total_bytes = sum(plans[index].text_bytes for index in mine)
-    with Progress("packing", total_bytes, shown=world.rank == 0) as progress:
-        for index in mine:
-            plan = plans[index]
-            tokens: list[NDArray[np.uint32]] = []
-            text_bytes = 0
-            for batch in _batches(plan, recipe, found):
-                tokens += made_by.encode([document.decode("utf-8") for document in batch])
-                batch_bytes = sum(len(document) for document in batch)
-                text_bytes += batch_bytes
-                progress.advance(batch_bytes)
-            if (len(tokens), text_bytes) != (plan.num_documents, plan.text_bytes):
-                raise DataError("the input was changed while it was packed: pack it again when nobody writes to it")
-            write_shard(folder, plan.split, plan.index, plan.num_shards, tokens, made_by, text_bytes)
+def _encoded(plan: ShardPlan, recipe: Recipe, found: Survey, made_by: Tokenizer) -> Iterator[tuple[list[Tokens], int]]:
+    """The tokens of a shard's documents, and the bytes of their text, as many at a time as are worth a call."""
+    for batch in _batches(plan, recipe, found):
+        yield made_by.encode([document.decode("utf-8") for document in batch]), sum(map(len, batch))
 
 
 def _batches(plan: ShardPlan, recipe: Recipe, found: Survey) -> Iterator[list[bytes]]:
-    """The documents of a shard, as many at a time as are worth a call of the tokenizer."""
     batch: list[bytes] = []
     batch_bytes = 0
     for index in plan.pieces:
@@ -141,32 +165,9 @@ def _batches(plan: ShardPlan, recipe: Recipe, found: Survey) -> Iterator[list[by
 
 def _documents(piece: Piece, split: str, recipe: Recipe, found: Survey) -> Iterator[bytes]:
     """The documents of one split in a piece. What the survey has skipped is skipped again, without a word."""
-    for document in read_documents(piece, recipe.settings.text_field, Skipped()):
-        if (content_hash(document) in found.validation) == (split == "val"):
+    for document in read_documents(piece, recipe.settings.text_field, Tally()):
+        if found.is_validation(document) == (split == "val"):
             yield document
-
-
-def _begin(unfinished: ExitStack, out: Path) -> Path:
-    try:
-        out.resolve().parent.mkdir(parents=True, exist_ok=True)
-        remove_partials(out.resolve().parent, out.resolve().name)  # of a pack into the same folder that was killed
-        return unfinished.enter_context(atomic_folder(out.resolve()))
-    except OSError as error:
-        raise DataError(f"cannot write the data set {out}: {error.strerror}") from error
-
-
-def _commit(unfinished: ExitStack, out: Path) -> None:
-    try:
-        unfinished.close()
-    except OSError as error:
-        raise DataError(f"cannot write the data set {out}: {error.strerror}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _cores_of_rank(world: Communicator) -> int:
@@ -183,12 +184,3 @@ def _usable_cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))  # macOS binds no process
-
-
-def _in_words(skipped: Skipped) -> str:
-    if not skipped.count:
-        return ""
-    lines = [f"\nskipped, since they could not be read: {skipped.count:,} files or lines", *skipped.named]
-    if skipped.count > len(skipped.named):
-        lines.append(f"and {skipped.count - len(skipped.named):,} more")
-    return "\n  ".join(lines)

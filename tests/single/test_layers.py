@@ -22,7 +22,13 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 # Third-party packages that only some of ours may import: everything else goes through those.
-RESERVED = {"mpi4py": {"comm"}, "cupy": {"comm"}, "h5py": {"storage", "doctor"}, "tokenizers": {"data"}}
+RESERVED = {
+    "mpi4py": {"comm"},
+    "cupy": {"comm"},
+    "h5py": {"storage", "doctor"},
+    "tokenizers": {"data"},
+    "pyarrow": {"data"},
+}
 
 # What a package may import of ours, where that is less than the floors below it.
 ONLY = {"model": {"errors"}, "storage": {"errors"}}
