@@ -29,6 +29,8 @@ setup(
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
         ),
+        # Likewise, for data/words.py.
+        Extension("mpipar.data._words", ["mpipar/data/words.c"], extra_compile_args=["-O3"], optional=True),
     ],
     install_requires=[
         "mpi4py>=4,<5",

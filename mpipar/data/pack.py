@@ -146,7 +146,7 @@ def _sample(recipe: Recipe, found: Survey, num_bytes: int) -> list[str]:
 def _encoded(plan: ShardPlan, recipe: Recipe, found: Survey, made_by: Tokenizer) -> Iterator[tuple[list[Tokens], int]]:
     """The tokens of a shard's documents, and the bytes of their text, as many at a time as are worth a call."""
     for batch in _batches(plan, recipe, found):
-        yield made_by.encode([document.decode("utf-8") for document in batch]), sum(map(len, batch))
+        yield made_by.encode(batch), sum(map(len, batch))
 
 
 def _batches(plan: ShardPlan, recipe: Recipe, found: Survey) -> Iterator[list[bytes]]:

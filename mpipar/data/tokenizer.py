@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mpipar.data.words import WordEncoder
 from mpipar.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -58,11 +59,19 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._words = WordEncoder(self._encode_word) if WordEncoder.suits(text) else None
 
-    def encode(self, documents: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each document, with an end of text after them."""
-        encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
+    def encode(self, documents: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        """The ids of each document, which is UTF-8, with an end of text after them."""
+        if self._words is not None:
+            return [self._words.encode(document, self.end_of_text) for document in documents]
+        texts = [document.decode("utf-8") for document in documents]
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.end_of_text], np.uint32) for encoding in encodings]
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids: list[int] = self._backend.encode(word, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids. Bytes that are no UTF-8 become U+FFFD; ends of text stay visible."""
