@@ -12,9 +12,7 @@ of it happens in a workshop, where a pack that was killed has left its survey, i
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,17 +22,15 @@ from mpipar.comm import Communicator, decide_on_root
 from mpipar.data import tokenizer
 from mpipar.data.corpus import Piece
 from mpipar.data.documents import read_documents
+from mpipar.data.make import keep, load_survey, make
 from mpipar.data.plan import ShardPlan, plan_shards
-from mpipar.data.recipe import RECORD_FILE, PackSettings, Recipe, holds, prepare
-from mpipar.data.report import describe
-from mpipar.data.shards import SPLITS, TOKENIZER_FILE
-from mpipar.data.skipped import LIST_FILE, Tally, in_words
+from mpipar.data.recipe import PackSettings, Recipe, prepare
+from mpipar.data.shards import SPLITS
+from mpipar.data.skipped import Tally
 from mpipar.data.survey import Survey, survey
 from mpipar.data.tokenizer import Tokenizer
-from mpipar.data.workshop import Workshop, workshop
+from mpipar.data.workshop import Workshop
 from mpipar.data.write import Tokens, write_shards
-from mpipar.errors import DataError
-from mpipar.storage import atomic_file
 
 _TRAINING_BYTES = 12_000_000
 _ENCODE_BYTES = 1 << 20
@@ -51,76 +47,22 @@ def pack(
     Raises:
         DataError: An input is missing, nothing in it can be read, `out` is taken, or the disk is full.
     """
-    started = time.monotonic()
     tokenizer.limit_threads(_cores_of_rank(world))
-    recipe, is_packed = decide_on_root(world, lambda: _prepare(inputs, out, settings, overwrite))
-    if is_packed:
-        verdict = ["already packed from this input with these settings: left as it is (--overwrite packs it again)"]
-    else:
-        with workshop(world, out, recipe.fingerprint) as shop:
-            decide_on_root(world, lambda: _require_free(out, recipe, overwrite))
-            found, num_before = _make(world, shop, recipe)
-        seconds = time.monotonic() - started
-        before = f", which went on from {num_before:,} finished shards" if num_before else ""
-        verdict = [f"packed in {seconds:.1f} s by {world.size} rank{'s' * (world.size > 1)}{before}"]
-        if world.rank == 0:
-            verdict += in_words(found.skipped, out / LIST_FILE)
-    if world.rank == 0:
-        print("\n".join([describe(out), *verdict]), flush=True)
+    recipe = decide_on_root(world, lambda: prepare(inputs, out, settings))
+    make(world, out, recipe.fingerprint, overwrite, lambda shop: _build(world, shop, recipe))
 
 
-def _prepare(inputs: Sequence[str], out: Path, settings: PackSettings, overwrite: bool) -> tuple[Recipe, bool]:
-    recipe = prepare(inputs, out, settings)
-    return recipe, holds(out, recipe.fingerprint, overwrite)
-
-
-def _require_free(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """`out` was looked at before it was locked."""
-    if holds(out, recipe.fingerprint, overwrite):
-        raise DataError(f"--out {out} was packed by another process meanwhile: there is nothing left to do")
-
-
-def _make(world: Communicator, shop: Workshop, recipe: Recipe) -> tuple[Survey, int]:
+def _build(world: Communicator, shop: Workshop, recipe: Recipe) -> tuple[Survey, int]:
     """Makes the data set; returns also how many shards were there before."""
-    found: Survey | None = decide_on_root(world, lambda: _load_survey(shop, recipe))
-    if found is None:
-        settings = recipe.settings
-        found = survey(world, recipe.pieces, recipe.skipped, settings.text_field, settings.val_fraction, shop)
-    made_by = Tokenizer(decide_on_root(world, lambda: _keep(shop, recipe, found)))
+    settings = recipe.settings
+    found = load_survey(world, shop, len(recipe.pieces)) or survey(
+        world, recipe.pieces, recipe.skipped, settings.text_field, settings.val_fraction, shop
+    )
+    text = keep(world, shop, found, recipe.record, lambda: recipe.tokenizer or _train(recipe, found).text)
+    made_by = Tokenizer(text)
     plans = plan_shards(found.num_documents, found.text_bytes)
     num_before = write_shards(world, shop, plans, made_by, lambda plan: _encoded(plan, recipe, found, made_by))
     return found, num_before
-
-
-def _load_survey(shop: Workshop, recipe: Recipe) -> Survey | None:
-    """The survey that a killed pack has left, if there is a whole one."""
-    if not shop.survey.exists():
-        return None
-    try:
-        found = Survey.load(shop.survey)
-    except DataError:
-        return None
-    return found if len(found.num_documents) == len(recipe.pieces) else None
-
-
-def _keep(shop: Workshop, recipe: Recipe, found: Survey) -> str:
-    """Writes what is known before the first shard, the survey last of what it takes; returns the tokenizer's text."""
-    path = shop.folder / TOKENIZER_FILE
-    record = {**recipe.record, "num_skipped": sum(found.skipped.values()), "skipped": found.skipped}
-    try:
-        if not shop.survey.exists():
-            found.save(shop.survey)
-        if not path.exists():
-            _write_text(path, recipe.tokenizer or _train(recipe, found).text)
-        _write_text(shop.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {error.filename or path}: {error.strerror}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def _train(recipe: Recipe, found: Survey) -> Tokenizer:

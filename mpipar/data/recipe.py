@@ -24,6 +24,12 @@ RECORD_FILE = "pack.json"
 _METHOD = 2  # part of the fingerprint: counts up whenever the same input is packed into other bits
 
 
+def check_fraction(val_fraction: float) -> None:
+    """Raises ConfigError for what is not a share of the text that may be kept for validation."""
+    if not 0 <= val_fraction <= 0.5:
+        raise ConfigError(f"--val-fraction {val_fraction} is not a share of the text: give 0 to 0.5")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackSettings:
     """What decides the bits of a data set, beside the input.
@@ -41,8 +47,7 @@ class PackSettings:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.val_fraction <= 0.5:
-            raise ConfigError(f"--val-fraction {self.val_fraction} is not a share of the text: give 0 to 0.5")
+        check_fraction(self.val_fraction)
         if self.tokenizer is None and self.vocab_size < tokenizer.MIN_VOCAB_SIZE:
             raise ConfigError(
                 f"--vocab-size {self.vocab_size} is too small: the 256 bytes and the end of text are in every "

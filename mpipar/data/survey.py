@@ -199,10 +199,11 @@ def _write_list(
 
     decide_on_root(world, write)
     unlisted_counts: list[dict[str, int]] = [{skip.reason: 1} for skip in unlisted]
-    return _sum(chain(unlisted_counts, (counts for _, counts in gathered)))
+    return sum_counts(chain(unlisted_counts, (counts for _, counts in gathered)))
 
 
-def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """What ranks have skipped, together."""
     total: dict[str, int] = {}
     for part in counts:
         for reason, count in part.items():

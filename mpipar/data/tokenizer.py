@@ -8,7 +8,9 @@ texts in the same order give the same file.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from mpipar.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 260  # 256 bytes, the end of text, and something to learn
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # of tokenizers in the manner of sentencepiece
 
 # What other families call the token between documents.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>")
@@ -72,6 +76,23 @@ class Tokenizer:
     def _encode_word(self, word: str) -> list[int]:
         ids: list[int] = self._backend.encode(word, add_special_tokens=False).ids
         return ids
+
+    def text_bytes(self) -> NDArray[np.int64]:
+        """How many bytes of text each id stands for: [vocab_size]. Exact for byte-level BPE; 0 for special tokens."""
+        content = json.loads(self.text)
+        byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+        special = {token["content"] for token in content.get("added_tokens") or [] if token.get("special")}
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._backend.get_vocab(with_added_tokens=True).items():
+            if token in special:
+                continue
+            if byte_level:
+                sizes[number] = len(token)  # a letter for every byte
+            elif _BYTE.fullmatch(token):
+                sizes[number] = 1
+            else:
+                sizes[number] = len(token.replace("\u2581", " ").encode("utf-8"))
+        return sizes
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids. Bytes that are no UTF-8 become U+FFFD; ends of text stay visible."""
