@@ -29,8 +29,9 @@ setup(
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
         ),
-        # Likewise, for data/words.py.
+        # Likewise, for data/words.py and data/dedup.py.
         Extension("mpipar.data._words", ["mpipar/data/words.c"], extra_compile_args=["-O3"], optional=True),
+        Extension("mpipar.data._sketch", ["mpipar/data/sketch.c"], extra_compile_args=["-O3"], optional=True),
     ],
     install_requires=[
         "mpi4py>=4,<5",

@@ -53,8 +53,10 @@ class Survey:
     def is_validation(self, document: bytes) -> bool:
         """Whether a document is kept for validation."""
         key = np.uint64(content_hash(document))
+        if not self.validation.size or key > self.validation[-1]:  # as most are: those with the lowest hashes are kept
+            return False
         place = int(self.validation.searchsorted(key))
-        return place < self.validation.size and bool(self.validation[place] == key)
+        return bool(self.validation[place] == key)
 
     def save(self, path: Path) -> None:
         """Writes it to a file. Raises OSError where it cannot."""

@@ -8,15 +8,14 @@ looking them up, is in C (words.c); without a compiler where mpipar was installe
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mpipar.data.compiled import library
 
 _NUM_SLOTS = 1 << 19
 _WORDS_BYTES = 8 << 20
@@ -50,9 +49,8 @@ class WordEncoder:
     """
 
     def __init__(self, encode_word: Callable[[str], Sequence[int]]):
-        library = _library()
-        assert library is not None
-        self._library = library
+        self._library = _library()
+        assert self._library is not None
         self._encode_word = encode_word
         self._slots = np.zeros(_NUM_SLOTS * 3, np.uint64)
         self._words = np.empty(_WORDS_BYTES, np.uint8)
@@ -105,18 +103,14 @@ class WordEncoder:
         return encoded
 
 
-@lru_cache(maxsize=1)
 def _library() -> Any:
     """words.c, or None where there was no compiler when mpipar was installed."""
-    here = Path(__file__).parent
-    names = [here / f"_words{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    found = next((path for path in names if path.exists()), None)
+    found = library("_words")
     if found is None:
         return None
-    library = ctypes.CDLL(str(found))
     pointer = ctypes.POINTER
-    library.mpipar_encode.restype = ctypes.c_int64
-    library.mpipar_encode.argtypes = [
+    found.mpipar_encode.restype = ctypes.c_int64
+    found.mpipar_encode.argtypes = [
         pointer(_Table),
         ctypes.c_char_p,
         ctypes.c_int64,
@@ -125,12 +119,12 @@ def _library() -> Any:
         ctypes.c_int64,
         pointer(ctypes.c_int64),
     ]
-    library.mpipar_remember.restype = None
-    library.mpipar_remember.argtypes = [
+    found.mpipar_remember.restype = None
+    found.mpipar_remember.argtypes = [
         pointer(_Table),
         ctypes.c_char_p,
         ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int64,
     ]
-    return library
+    return found
