@@ -163,6 +163,23 @@ def test_bad_records_have_their_numbers_however_a_file_is_cut(comm: Communicator
     assert content(shared_path / f"alone{comm.rank}") == content(shared_path / "out")
 
 
+def test_a_parquet_file_is_shared(comm: Communicator, shared_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def write() -> None:
+        texts = [None if number == 70 else story(number) for number in range(100)]
+        pq.write_table(pa.table({"body": texts}), shared_path / "in.parquet", row_group_size=20)
+
+    on_root(comm, write)
+    settings = PackSettings(vocab_size=300, val_fraction=0.1, text_field="body")
+    pack(comm, [str(shared_path / "in.parquet")], shared_path / "out", settings)
+    found = documents(shared_path / "out", "train") + documents(shared_path / "out", "val")
+    assert sorted(found) == sorted(story(number) for number in range(100) if number != 70)
+    assert list(read_list(shared_path / "out/skipped.jsonl")) == [
+        Skip(f"{shared_path}/in.parquet", 71, "no text", "null")
+    ]
+
+
 def test_packing_again(comm: Communicator, shared_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     on_root(comm, lambda: write_stories(shared_path / "in", range(60)))
 
