@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 
 PLOTS = ["matplotlib>=3.7"]
 TENSORBOARD = ["tensorboard>=2.14"]
+PARQUET = ["pyarrow>=14"]
 
 setup(
     name="mpipar",
@@ -23,11 +24,11 @@ setup(
     ext_modules=[
         # Not a module: a library of plain C, without which Python does the same more slowly. Hence optional.
         Extension(
-            "mpipar.comm._compiled",
-            ["mpipar/comm/rounding.c", "mpipar/comm/meeting.c"],
+            "mpipar._compiled",
+            ["mpipar/comm/rounding.c", "mpipar/comm/meeting.c", "mpipar/data/words.c", "mpipar/data/sketch.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
-        )
+        ),
     ],
     install_requires=[
         "mpi4py>=4,<5",
@@ -46,9 +47,11 @@ setup(
         "mpich": ["mpich>=4.3,<6"],
         "plots": PLOTS,
         "tensorboard": TENSORBOARD,
+        "parquet": PARQUET,
         "dev": [
             *PLOTS,
             *TENSORBOARD,
+            *PARQUET,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

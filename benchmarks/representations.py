@@ -25,7 +25,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mpipar.comm import compiled, exact
+from mpipar import compiled
+from mpipar.comm import exact
 from mpipar.comm.exact import ROOM
 
 BLOCK = 4096

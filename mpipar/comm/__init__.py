@@ -18,7 +18,6 @@ memory          what the ranks of a communicator share on each host
   segment         memory of one process that others open
 sums            additions and copies, planned once
 small           the sum of a small array, compiled
-compiled        what is written in C
 exact           sums that do not round
 topology        which ranks share a host
 roster          who the ranks of a communicator are

@@ -33,7 +33,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mpipar.comm import compiled
+from mpipar import compiled
 
 ROOM = 8
 """How many times, as a power of two, a contribution may be larger than the largest one expected."""

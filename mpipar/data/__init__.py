@@ -8,14 +8,21 @@
     loader       microbatches, prepared while the last one computes
     tokenizer    byte-level BPE: trained here, or given
 
-and how `python -m mpipar.data pack` makes a data set:
+and how `python -m mpipar.data pack | import` makes a data set:
 
     recipe       the input files and the settings
-    corpus       files -> pieces -> documents
+    corpus       files -> pieces
+    documents    pieces -> documents; parquet
+    skipped      what could not be read, counted and listed
     survey       what documents there are; which are for validation
     dedup        documents that resemble each other
-    plan         which shard is made of what, by whom
-    pack         all of it, by all ranks
+    plan         which shard is made of what
+    workshop     the hidden folder where it is made, and found again after a kill
+    write        the shards, by all ranks
+    make         what packing and importing have in common
+    pack         text, all of the above
+    importing    tokens of other programs; megatron
+    words        byte-level BPE that remembers
     report       what a data set holds, and whether it is whole
     progress     how far a long command is
 """

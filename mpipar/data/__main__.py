@@ -1,14 +1,15 @@
-"""The command `python -m mpipar.data pack | info | verify`, alone or under mpirun."""
+"""The command `python -m mpipar.data pack | import | info | verify`, alone or under mpirun."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from mpipar.comm import Communicator, decide_on_root, run_job
+from mpipar.data.importing import import_megatron
 from mpipar.data.pack import pack
 from mpipar.data.recipe import PackSettings
 from mpipar.data.report import describe, verify
@@ -19,16 +20,19 @@ Text of your own:  python -m mpipar.data pack book.txt notes/ crawl.jsonl.gz --o
 
 The same, faster:  mpirun -n 8 python -m mpipar.data pack ...  (the result has the same bits)
 
-No text at hand:   python -m mpipar.data pack stdlib --out data/stdlib"""
+No text at hand:   python -m mpipar.data pack stdlib --out data/stdlib
+
+Tokens, already:   python -m mpipar.data import megatron PREFIX --tokenizer tokenizer.json --out data/mine"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
     """Pack text into a data set.
 
-    An input is a text file, a .jsonl file (one document a line), either of them with .gz, a folder of such files, or
-    the word `stdlib` for the Python standard library of this interpreter. A text file is one document; a long one is
-    cut into several. What cannot be read is named and skipped. Packing the same again does nothing.
+    An input is a text file, a .jsonl file (one document a line), either of them with .gz, a .parquet file (one document
+    a row; needs pyarrow), a folder of such files, or the word `stdlib` for the Python standard library of this
+    interpreter. A text file is one document; a long one is cut into several. What cannot be read is skipped, and listed
+    in skipped.jsonl. Packing the same again does nothing, and after a kill only what is missing.
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
@@ -42,7 +46,29 @@ class Pack:
     val_fraction: float = 0.05
     """The share of the text that is kept for validation: whole documents that resemble no other, chosen by content."""
     text_field: str = "text"
-    """The field of a JSON line that holds the text."""
+    """The field of a JSON line, or the column of a Parquet file, that holds the text."""
+    overwrite: bool = False
+    """Replace the data set that is at --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a data set of tokens that another program has prepared.
+
+    `import megatron PREFIX` reads PREFIX.bin and PREFIX.idx, as Megatron-LM's preprocess_data.py writes them. Every
+    document gets an end of text, unless it has one.
+    """
+
+    format: Annotated[Literal["megatron"], tyro.conf.Positional]
+    """Whose tokens they are."""
+    prefix: Annotated[Path, tyro.conf.Positional]
+    """What the files' names begin with."""
+    out: Path
+    """The folder of the data set. It appears when the set is whole."""
+    tokenizer: Path
+    """The tokenizer.json, of the Hugging Face `tokenizers` library, with which the tokens were made."""
+    val_fraction: float = 0.05
+    """The share of the documents that is kept for validation, chosen by content."""
     overwrite: bool = False
     """Replace the data set that is at --out."""
 
@@ -65,6 +91,7 @@ class Verify:
 
 Command = (
     Annotated[Pack, tyro.conf.subcommand("pack")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
@@ -81,6 +108,9 @@ def main(world: Communicator) -> int:
         )
         pack(world, command.inputs, command.out, settings, command.overwrite)
         return 0
+    if isinstance(command, Import):
+        import_megatron(world, command.prefix, command.out, command.tokenizer, command.val_fraction, command.overwrite)
+        return 0
     if isinstance(command, Info):
         text = decide_on_root(world, lambda: describe(command.folder))
         if world.rank == 0:
@@ -89,7 +119,7 @@ def main(world: Communicator) -> int:
     return _verify(world, command.folder)
 
 
-def _parse() -> Pack | Info | Verify:
+def _parse() -> Pack | Import | Info | Verify:
     return tyro.cli(Command, prog="python -m mpipar.data", description=_DESCRIPTION)
 
 

@@ -8,16 +8,21 @@ documents agree in a bin with a probability that is the Jaccard similarity s of 
 24 bands of 6 bins each make the 24 keys of a document's sketch. Documents that share a key are taken for
 near-duplicates, which happens with probability 1 - (1 - s^6)^24: 2 % at s = 0.3, 31 % at 0.5, 99.9 % at 0.8.
 
-Everything is arithmetic on whole batches of documents, modulo 2^64.
+Everything is arithmetic modulo 2^64: on whole batches of documents here, document by document in sketch.c, to the same
+bits, where that was compiled.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mpipar import compiled
 
 NUM_BANDS = 24
 
@@ -48,6 +53,24 @@ _ROTATION = _random_words("borrowed bins", 1)[0]
 _IS_LETTER = np.array([chr(byte).isalnum() or byte == ord("_") or byte >= 128 for byte in range(256)])
 
 
+class _Constants(ctypes.Structure):
+    """As in sketch.c."""
+
+    _fields_ = [
+        ("letters", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("shingle", ctypes.c_void_p),
+        ("num_positions", ctypes.c_uint64),
+        ("num_bins", ctypes.c_uint64),
+    ]
+
+
+_LETTERS_ONLY = _LETTERS * _IS_LETTER
+_CONSTANTS = _Constants(
+    _LETTERS_ONLY.ctypes.data, _POSITIONS.ctypes.data, _SHINGLE.ctypes.data, _LONGEST_WORD, _NUM_BINS
+)
+
+
 def content_hash(document: bytes) -> int:
     """64 bits that stand for the document."""
     return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "little")
@@ -55,11 +78,8 @@ def content_hash(document: bytes) -> int:
 
 def sketch(documents: Sequence[bytes]) -> NDArray[np.uint64]:
     """The sketches [num_documents, NUM_BANDS] of a batch of documents."""
-    shingles, owner = _shingles(documents)
-    shingles = _mix(shingles)
-    bins = np.full((len(documents), _NUM_BINS), _EMPTY)
-    slot = ((shingles >> _HALF) * np.uint64(_NUM_BINS) >> _HALF).astype(np.int64)
-    np.minimum.at(bins.reshape(-1), owner * _NUM_BINS + slot, _mix(shingles))
+    function = _compiled()
+    bins = _bins(documents) if function is None else _bins_in_c(function, documents)
     keys = _densified(bins).reshape(len(documents), NUM_BANDS, _BINS_PER_BAND)
     return _mix((_mix(keys) * _BAND).sum(axis=2, dtype=np.uint64))
 
@@ -72,6 +92,33 @@ def count_sharing(candidates: NDArray[np.uint64], sketches: NDArray[np.uint64]) 
         wanted = candidates[:, band]
         counts[:, band] = np.searchsorted(keys, wanted, side="right") - np.searchsorted(keys, wanted, side="left")
     return counts
+
+
+def _bins(documents: Sequence[bytes]) -> NDArray[np.uint64]:
+    """The bins [num_documents, _NUM_BINS] with the least hash of the shingles that fall into each; _EMPTY with none."""
+    shingles, owner = _shingles(documents)
+    shingles = _mix(shingles)
+    bins = np.full((len(documents), _NUM_BINS), _EMPTY)
+    slot = ((shingles >> _HALF) * np.uint64(_NUM_BINS) >> _HALF).astype(np.int64)
+    np.minimum.at(bins.reshape(-1), owner * _NUM_BINS + slot, _mix(shingles))
+    return bins
+
+
+def _bins_in_c(function: Callable[..., int], documents: Sequence[bytes]) -> NDArray[np.uint64]:
+    """Likewise, ten times as fast."""
+    bins = np.full((len(documents), _NUM_BINS), _EMPTY)
+    row = bins.ctypes.data
+    for i, document in enumerate(documents):
+        if not function(_CONSTANTS, document, len(document), row + i * bins.strides[0]):
+            bins[i] = _bins([document])
+    return bins
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., int] | None:
+    """mpipar_bins of sketch.c, if it was built."""
+    types = ctypes.POINTER(_Constants), ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p
+    return compiled.function("bins", ctypes.c_int64, *types)
 
 
 def _shingles(documents: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

@@ -8,7 +8,9 @@ texts in the same order give the same file.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,10 +19,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mpipar.data.words import WordEncoder
 from mpipar.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 260  # 256 bytes, the end of text, and something to learn
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # of tokenizers in the manner of sentencepiece
 
 # What other families call the token between documents.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>")
@@ -58,11 +63,36 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._words = WordEncoder(self._encode_word) if WordEncoder.suits(text) else None
 
-    def encode(self, documents: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each document, with an end of text after them."""
-        encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
+    def encode(self, documents: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        """The ids of each document, which is UTF-8, with an end of text after them."""
+        if self._words is not None:
+            return [self._words.encode(document, self.end_of_text) for document in documents]
+        texts = [document.decode("utf-8") for document in documents]
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.end_of_text], np.uint32) for encoding in encodings]
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids: list[int] = self._backend.encode(word, add_special_tokens=False).ids
+        return ids
+
+    def text_bytes(self) -> NDArray[np.int64]:
+        """How many bytes of text each id stands for: [vocab_size]. Exact for byte-level BPE; 0 for special tokens."""
+        content = json.loads(self.text)
+        byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+        special = {token["content"] for token in content.get("added_tokens") or [] if token.get("special")}
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._backend.get_vocab(with_added_tokens=True).items():
+            if token in special:
+                continue
+            if byte_level:
+                sizes[number] = len(token)  # a letter for every byte
+            elif _BYTE.fullmatch(token):
+                sizes[number] = 1
+            else:
+                sizes[number] = len(token.replace("\u2581", " ").encode("utf-8"))
+        return sizes
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids. Bytes that are no UTF-8 become U+FFFD; ends of text stay visible."""

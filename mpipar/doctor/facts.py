@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 import mpipar
-from mpipar.comm import Communicator, Grid, Mesh, compiled
+from mpipar import compiled
+from mpipar.comm import Communicator, Grid, Mesh
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.processor import bf16_is_fast
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from mpipar.storage.arrays import ArrayFile, ArrayFiles, StoredArray, write_arrays
-from mpipar.storage.atomic import atomic_file, atomic_folder, remove_folder, remove_partials
+from mpipar.storage.atomic import (
+    atomic_file,
+    atomic_folder,
+    partial_folder,
+    put_in_place,
+    remove_folder,
+    remove_partials,
+)
 from mpipar.storage.files import OpenFiles
 from mpipar.storage.header import BLOCK_BYTES, Header
+from mpipar.storage.lock import FileLock
 
 __all__ = [
     "BLOCK_BYTES",
     "ArrayFile",
     "ArrayFiles",
+    "FileLock",
     "Header",
     "OpenFiles",
     "StoredArray",
     "atomic_file",
     "atomic_folder",
+    "partial_folder",
+    "put_in_place",
     "remove_folder",
     "remove_partials",
     "write_arrays",

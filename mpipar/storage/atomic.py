@@ -6,6 +6,7 @@ atomic within a file system. The folder is flushed last: without that the rename
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = ".partial-"
+_KEY_DIGITS = 8
 
 
 @contextmanager
@@ -36,28 +38,46 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder in which to write; on success it becomes `path`.
+    """Yields an empty folder in which to write; on success it becomes `path`, see `put_in_place`."""
+    path = Path(path)
+    partial = _partial_sibling(path)
+    partial.mkdir()
+    try:
+        yield partial
+        put_in_place(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def partial_folder(path: str | os.PathLike[str], key: str) -> Path:
+    """The hidden sibling in which a folder is made that takes long: who gives the same key finds it after a kill.
+
+    Args:
+        path: What it will be, by `put_in_place`.
+        key: Says what is made, in hexadecimal; its first digits count.
+    """
+    return _partial_sibling(Path(path), key)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Flushes a folder, with all that is in it, and renames it to `path`.
 
     A folder that is already at `path` is replaced. POSIX has no exchange of two folders, so that takes two renames, and
     a kill between them loses the old folder: write under a new name what must never be without a predecessor.
     """
-    path = Path(path)
-    partial = _partial_sibling(path)
     replaced = _partial_sibling(path) if path.is_dir() else None
-    partial.mkdir()
+    for folder, _, files in os.walk(partial):
+        for name in files:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
+    if replaced:
+        os.rename(path, replaced)
     try:
-        yield partial
-        for folder, _, files in os.walk(partial):
-            for name in files:
-                _flush(Path(folder, name))
-            _flush(Path(folder))
-        if replaced:
-            os.rename(path, replaced)
         os.rename(partial, path)
     except BaseException:
-        if replaced and replaced.exists() and not path.exists():
+        if replaced:
             os.rename(replaced, path)
-        shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(path.parent)
     if replaced:
@@ -72,21 +92,30 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_partials(folder: str | os.PathLike[str], name: str = "*") -> None:
+def remove_partials(folder: str | os.PathLike[str], name: str = "*", keep: Path | None = None) -> None:
     """Removes what killed writers left directly in `folder`, of the files and folders that were to be called `name`.
 
     Nobody may be writing them meanwhile.
+
+    Args:
+        folder: Where.
+        name: What they were to be called; any name if it is not given.
+        keep: What stays.
     """
-    for leftover in Path(folder).glob(f"{_PREFIX}*-{name}"):
+    name = name if name == "*" else glob.escape(name)
+    for leftover in Path(folder).glob(f"{_PREFIX}{'?' * _KEY_DIGITS}-{name}"):
+        if leftover == keep:
+            continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
 
 
-def _partial_sibling(path: Path) -> Path:
+def _partial_sibling(path: Path, key: str | None = None) -> Path:
     # Random, so that two writers of one path never write into each other's file: the last rename wins.
-    return path.with_name(f"{_PREFIX}{secrets.token_hex(4)}-{path.name.removeprefix(_PREFIX)}")
+    key = key or secrets.token_hex(_KEY_DIGITS // 2)
+    return path.with_name(f"{_PREFIX}{key[:_KEY_DIGITS]}-{path.name.removeprefix(_PREFIX)}")
 
 
 def _flush(path: Path) -> None:

@@ -16,6 +16,7 @@ from mpipar.data import ShardSet, tokenizer
 from mpipar.data.pack import pack
 from mpipar.data.recipe import PackSettings
 from mpipar.data.report import describe, verify
+from mpipar.data.skipped import Skip, read_list
 from mpipar.errors import MpiparError, PeerError
 
 SMALL = PackSettings(vocab_size=300, val_fraction=0.1)
@@ -125,14 +126,58 @@ def test_unreadable_files_are_named_and_the_rest_is_packed(
     found = documents(shared_path / "out", "train") + documents(shared_path / "out", "val")
     assert sorted(found) == sorted([story(number) for number in range(100)] + ["the good line"])
     record = json.loads((shared_path / "out/pack.json").read_text())
-    assert record["num_skipped"] == 16
+    assert (record["num_skipped"], record["skipped"]) == (16, {"not JSON": 1, "not UTF-8": 14, "unreadable": 1})
+    listed = list(read_list(shared_path / "out/skipped.jsonl"))
+    assert listed[:14] == [
+        Skip(f"{shared_path}/in/latin{n:02}.txt", None, "not UTF-8", "invalid continuation byte, 0 bytes on")
+        for n in range(14)
+    ]
+    assert (Path(listed[14].file).name, listed[14].record, listed[14].reason) == ("lines.jsonl", 2, "not JSON")
+    assert (Path(listed[15].file).name, listed[15].record, listed[15].reason) == ("torn.gz", None, "unreadable")
     printed = capsys.readouterr().out
     if comm.rank == 0:
-        assert "skipped, since they could not be read: 16 files or lines" in printed
-        assert "latin09.txt: not UTF-8 text" in printed
-        assert "and 6 more" in printed
+        assert "skipped 16 files or records: not JSON 1, not UTF-8 14, unreadable 1" in printed
+        assert f"All of them are in {shared_path}/out/skipped.jsonl" in printed
+        assert "latin09.txt: not UTF-8 (invalid continuation byte, 0 bytes on)" in printed
+        assert "latin10.txt" not in printed
     else:
         assert printed == ""
+
+
+def test_bad_records_have_their_numbers_however_a_file_is_cut(comm: Communicator, shared_path: Path) -> None:
+    bad = range(5, 10_000, 311)
+
+    def write() -> None:
+        lines = [json.dumps({"text": f"a line of text, number {n}, with something in it"}) for n in range(10_000)]
+        for n in bad:
+            lines[n] = '{"text": ""}' if n % 2 else "{"
+        (shared_path / "in.jsonl").write_text("\n".join(lines))
+
+    on_root(comm, write)
+    pack(comm, [str(shared_path / "in.jsonl")], shared_path / "out", SMALL)
+    listed = list(read_list(shared_path / "out/skipped.jsonl"))
+    assert [(skip.record, skip.reason) for skip in listed] == [(n + 1, "empty" if n % 2 else "not JSON") for n in bad]
+    alone = comm.split("alone", comm.rank, 0)
+    pack(alone, [str(shared_path / "in.jsonl")], shared_path / f"alone{comm.rank}", SMALL)
+    alone.free()
+    assert content(shared_path / f"alone{comm.rank}") == content(shared_path / "out")
+
+
+def test_a_parquet_file_is_shared(comm: Communicator, shared_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def write() -> None:
+        texts = [None if number == 70 else story(number) for number in range(100)]
+        pq.write_table(pa.table({"body": texts}), shared_path / "in.parquet", row_group_size=20)
+
+    on_root(comm, write)
+    settings = PackSettings(vocab_size=300, val_fraction=0.1, text_field="body")
+    pack(comm, [str(shared_path / "in.parquet")], shared_path / "out", settings)
+    found = documents(shared_path / "out", "train") + documents(shared_path / "out", "val")
+    assert sorted(found) == sorted(story(number) for number in range(100) if number != 70)
+    assert list(read_list(shared_path / "out/skipped.jsonl")) == [
+        Skip(f"{shared_path}/in.parquet", 71, "no text", "null")
+    ]
 
 
 def test_packing_again(comm: Communicator, shared_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +209,7 @@ def test_a_folder_of_other_files_is_not_touched(comm: Communicator, shared_path:
     def overwrite() -> None:
         pack(comm, [str(shared_path / "in")], shared_path / "in", SMALL, overwrite=True)
 
-    refused(comm, "holds other files, and no data set that pack made", overwrite)
+    refused(comm, "holds other files, and no data set that was made here", overwrite)
     assert (shared_path / "in/keep").read_text() == "precious"
 
 
@@ -189,7 +234,7 @@ def test_bad_inputs(comm: Communicator, shared_path: Path) -> None:
     refused(comm, "nothing to pack", try_pack())
     refused(comm, "no such input: .*missing", try_pack("in", "missing"))
     refused(comm, "empty: the folder holds no file", try_pack("empty"))
-    refused(comm, "holds no text that can be read.*binary/a: binary, not text", try_pack("binary"))
+    refused(comm, "holds no text that can be read.*binary/a: binary \\(a zero byte", try_pack("binary"))
     refused(comm, "no document can be kept for validation: all 5 candidates resemble", try_pack("same"))
     refused(comm, r"1 document \(23 bytes\) cannot be split", try_pack("one.txt"))
     refused(comm, r"tokenizer\.json is not a tokenizer", try_pack("in", tokenizer=str(shared_path / "tokenizer.json")))
@@ -234,15 +279,40 @@ def test_full_disk_on_one_rank(comm: Communicator, shared_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    if comm.rank == comm.size - 1:
-        monkeypatch.setattr("os.posix_fallocate", full)
-    refused(
-        comm,
-        r"cannot write .*\.h5 .*No space left on device",
-        lambda: pack(comm, [str(shared_path / "in")], shared_path / "out", SMALL),
-    )
+    def pack_it(name: str) -> None:
+        pack(comm, [str(shared_path / "in")], shared_path / name, SMALL)
+
+    with monkeypatch.context() as patched:
+        if comm.rank == comm.size - 1:
+            patched.setattr("os.posix_fallocate", full)
+        refused(
+            comm, r"cannot write .*\.h5 .*No space left on device.* kept in .*\.partial-.*-out", lambda: pack_it("out")
+        )
     comm.barrier()
-    assert [path.name for path in shared_path.iterdir()] == ["in"]
+    assert not (shared_path / "out").exists()
+    before = {path.name: path.stat().st_ino for path in shared_path.glob(".partial-*-out/*.h5")}
+    assert comm.size == 1 or before
+    comm.barrier()
+    pack_it("out")
+    pack_it("undisturbed")
+    comm.barrier()
+    assert content(shared_path / "out") == content(shared_path / "undisturbed")
+    after = {path.name: path.stat().st_ino for path in (shared_path / "out").iterdir() if path.name in before}
+    assert after == before, "what was finished is not written again"
+    assert sorted(path.name for path in shared_path.iterdir()) == ["in", "out", "undisturbed"]
+
+
+def test_leftovers_of_another_recipe_are_removed(comm: Communicator, shared_path: Path) -> None:
+    def write() -> None:
+        write_stories(shared_path / "in", range(60))
+        (shared_path / ".partial-00000000-out").mkdir()
+        (shared_path / ".partial-00000000-out/train-00000.h5").write_text("of another recipe")
+        (shared_path / ".partial-00000000-out-of-it").mkdir()
+
+    on_root(comm, write)
+    pack(comm, [str(shared_path / "in")], shared_path / "out", SMALL)
+    comm.barrier()  # after which rank 0 has let go of the lock
+    assert sorted(path.name for path in shared_path.iterdir()) == [".partial-00000000-out-of-it", "in", "out"]
 
 
 def test_input_that_changes_meanwhile(comm: Communicator, shared_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

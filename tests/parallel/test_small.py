@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpipar.comm import Communicator, compiled
+from mpipar import compiled
+from mpipar.comm import Communicator
 from mpipar.comm import operations as operations_module
 from mpipar.errors import MessageError
 

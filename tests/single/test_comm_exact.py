@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpipar.comm import compiled, exact
+from mpipar import compiled
+from mpipar.comm import exact
 
 needs_compiler = pytest.mark.skipif(not compiled.is_built(), reason="rounding.c was not built: no C compiler")
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpipar.data import dedup
 from mpipar.data.dedup import NUM_BANDS, count_sharing, sketch
 
 
@@ -59,6 +60,17 @@ def test_a_sketch_does_not_depend_on_the_batch(documents: list[bytes]) -> None:
     whole = sketch(documents)
     assert whole.shape == (len(documents), NUM_BANDS)
     assert np.array_equal(whole, np.concatenate([sketch([document]) for document in documents]))
+
+
+WORDS = st.sampled_from([*"ab _!\n\0\u00e9", "word ", "x" * 300, ", and "])
+
+
+@pytest.mark.skipif(dedup._compiled() is None, reason="sketch.c was not compiled")
+@given(documents=st.lists(st.lists(WORDS, max_size=40).map("".join).map(str.encode), min_size=1, max_size=5))
+def test_what_is_compiled_gives_the_same_bits(documents: list[bytes]) -> None:
+    compiled = dedup._compiled()
+    assert compiled is not None
+    assert np.array_equal(dedup._bins_in_c(compiled, documents), dedup._bins(documents))
 
 
 def test_count_sharing() -> None:

@@ -30,14 +30,14 @@ def test_training_is_deterministic(trained: tokenizer.Tokenizer) -> None:
 
 @given(text=st.text())
 def test_any_text_comes_back(trained: tokenizer.Tokenizer, text: str) -> None:
-    (ids,) = trained.encode([text])
+    (ids,) = trained.encode([text.encode()])
     assert ids[-1] == trained.end_of_text
     assert trained.decode(ids[:-1].tolist()) == text
     assert (ids < trained.vocab_size).all()
 
 
 def test_names_of_special_tokens_in_a_text_are_letters(trained: tokenizer.Tokenizer) -> None:
-    (ids,) = trained.encode(["a <|endoftext|> b"])
+    (ids,) = trained.encode([b"a <|endoftext|> b"])
     assert trained.end_of_text not in ids[:-1]
     assert trained.decode(ids.tolist()) == "a <|endoftext|> b<|endoftext|>"
 
@@ -56,7 +56,7 @@ def test_settings_of_a_given_file_cut_nothing_off(trained: tokenizer.Tokenizer) 
     backend = Backend.from_str(trained.text)
     backend.enable_truncation(4)
     backend.enable_padding(length=64)
-    (ids,) = tokenizer.Tokenizer(backend.to_str()).encode(["a text of more than four tokens"])
+    (ids,) = tokenizer.Tokenizer(backend.to_str()).encode([b"a text of more than four tokens"])
     assert 5 < ids.size < 64
 
 

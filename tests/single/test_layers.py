@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the ground up. A new package has to be given its floor here.
 FLOORS = [
-    {"errors", "supervised", "programs", "processor"},
+    {"errors", "supervised", "programs", "processor", "compiled"},
     {"comm", "storage"},
     {"model", "data", "checkpoint"},
     {"parallel"},
@@ -22,7 +22,13 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 # Third-party packages that only some of ours may import: everything else goes through those.
-RESERVED = {"mpi4py": {"comm"}, "cupy": {"comm"}, "h5py": {"storage", "doctor"}, "tokenizers": {"data"}}
+RESERVED = {
+    "mpi4py": {"comm"},
+    "cupy": {"comm"},
+    "h5py": {"storage", "doctor"},
+    "tokenizers": {"data"},
+    "pyarrow": {"data"},
+}
 
 # What a package may import of ours, where that is less than the floors below it.
 ONLY = {"model": {"errors"}, "storage": {"errors"}}

@@ -67,10 +67,10 @@ def test_permissions_are_the_usual_ones(tmp_path):
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".partial-12-a").write_text("")
-    (tmp_path / ".partial-34-b").mkdir()
-    (tmp_path / ".partial-34-b" / "c").write_text("")
-    (tmp_path / ".partial-56-link").symlink_to(tmp_path / "kept", target_is_directory=True)
+    (tmp_path / ".partial-12121212-a").write_text("")
+    (tmp_path / ".partial-34343434-b").mkdir()
+    (tmp_path / ".partial-34343434-b" / "c").write_text("")
+    (tmp_path / ".partial-56565656-link").symlink_to(tmp_path / "kept", target_is_directory=True)
     (tmp_path / "kept").mkdir()
     (tmp_path / ".hidden").write_text("")
     remove_partials(tmp_path)

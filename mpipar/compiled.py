@@ -1,7 +1,12 @@
-"""The few functions that are compiled, because Python is too slow for them: rounding.c and meeting.c.
+"""The few functions that are compiled, because Python is too slow for them.
 
-They are plain C in one library, which setup.py builds where it finds a compiler. Each has a counterpart in Python that
-gives the same bits; without the library that one is used.
+    comm/rounding.c    sums that do not round         comm/exact.py
+    comm/meeting.c     small sums on a host           comm/small.py
+    data/words.c       words that were seen before    data/words.py
+    data/sketch.c      sketches of documents          data/dedup.py
+
+They are plain C, in one library that setup.py builds where it finds a compiler. Each has a counterpart that gives the
+same bits; without the library that one is used.
 """
 
 from __future__ import annotations
@@ -14,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 
-def function(name: str, result: type[Any], *arguments: type[Any]) -> Callable[..., Any] | None:
+def function(name: str, result: type[Any] | None, *arguments: type[Any]) -> Callable[..., Any] | None:
     """A function of the library, or None if that was not built.
 
     Args:
         name: Without the "mpipar_" in front.
-        result: Of ctypes, like the arguments.
+        result: Of ctypes, like the arguments; None for a function that returns nothing.
         arguments: What it takes.
     """
     library = _library()

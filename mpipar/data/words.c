@@ -1,0 +1,135 @@
+/* Text to token ids, by the words that were seen before: what data/words.py asks for.
+
+   A word here is what byte-level BPE with GPT-2's pattern encodes by itself, or several of those in a row. The pattern is
+
+       's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+
+   and only its ASCII is cut as finely. A run of letters, digits or signs that something else than ASCII follows is kept
+   in one with all up to the next white space: between a character and the white space behind it the pattern always
+   cuts, so no knowledge of Unicode is needed but what white space is. */
+
+#include <stdint.h>
+#include <string.h>
+
+enum kind { OTHER, LETTER, DIGIT, SIGN, SPACE };
+
+struct slot {
+    uint64_t hash; /* 0: free */
+    uint32_t word, word_bytes, ids, num_ids; /* places in the two stores */
+};
+
+struct table {
+    struct slot *slots;
+    uint64_t num_slots; /* a power of two */
+    uint8_t *words;
+    uint32_t *ids;
+    uint64_t words_bytes, num_ids;   /* the sizes of the stores */
+    uint64_t used_slots, used_bytes, used_ids;
+};
+
+static enum kind kind_of(uint8_t c) {
+    if (c >= 0x80) return OTHER;
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) return LETTER;
+    if (c >= '0' && c <= '9') return DIGIT;
+    if (c == ' ' || (c >= '\t' && c <= '\r')) return SPACE;
+    return SIGN;
+}
+
+/* How many bytes the white space at p has; 0 if it is none. The property White_Space of Unicode, in UTF-8. */
+static int64_t space_at(const uint8_t *p, const uint8_t *end) {
+    if (p >= end) return 0;
+    if (*p < 0x80) return kind_of(*p) == SPACE;
+    if (end - p >= 2 && p[0] == 0xC2) return p[1] == 0x85 || p[1] == 0xA0 ? 2 : 0;
+    if (end - p < 3) return 0;
+    if (p[0] == 0xE1) return p[1] == 0x9A && p[2] == 0x80 ? 3 : 0;
+    if (p[0] == 0xE2 && p[1] == 0x80)
+        return (p[2] >= 0x80 && p[2] <= 0x8A) || p[2] == 0xA8 || p[2] == 0xA9 || p[2] == 0xAF ? 3 : 0;
+    if (p[0] == 0xE2) return p[1] == 0x81 && p[2] == 0x9F ? 3 : 0;
+    return p[0] == 0xE3 && p[1] == 0x80 && p[2] == 0x80 ? 3 : 0;
+}
+
+static const uint8_t *next_word(const uint8_t *p, const uint8_t *end) {
+    if (*p == '\'' && end - p >= 2) {
+        if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return p + 2;
+        if (end - p >= 3 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2))) return p + 3;
+    }
+    const uint8_t *q = *p == ' ' && p + 1 < end ? p + 1 : p;
+    if (!space_at(q, end)) {
+        enum kind kind = kind_of(*q);
+        if (kind != OTHER)
+            do q++;
+            while (q < end && kind_of(*q) == kind);
+        if (kind == OTHER || (q < end && *q >= 0x80))
+            while (q < end && !space_at(q, end)) q++;
+        return q;
+    }
+    const uint8_t *last = p; /* the last white space of the run belongs to what follows */
+    for (q = p + space_at(p, end); q < end;) {
+        int64_t bytes = space_at(q, end);
+        if (!bytes) return last > p ? last : q;
+        last = q;
+        q += bytes;
+    }
+    return end;
+}
+
+static uint64_t hash_of(const uint8_t *p, int64_t size) {
+    uint64_t hash = (uint64_t)size * 0x9E3779B97F4A7C15u, part;
+    for (; size > 0; p += 8, size -= 8) {
+        part = 0;
+        memcpy(&part, p, size < 8 ? (size_t)size : 8);
+        hash = (hash ^ part) * 0xD6E8FEB86659FD93u;
+        hash ^= hash >> 32;
+    }
+    return hash | 1;
+}
+
+static struct slot *find(const struct table *table, const uint8_t *word, int64_t size, uint64_t hash) {
+    for (uint64_t i = hash >> 20;; i++) {
+        struct slot *slot = &table->slots[i & (table->num_slots - 1)];
+        if (!slot->hash ||
+            (slot->hash == hash && slot->word_bytes == size && !memcmp(table->words + slot->word, word, (size_t)size)))
+            return slot;
+    }
+}
+
+/* Encodes the text from *at on. Returns the size of the first word that is not known, *at being where it begins, or 0
+   at the end. *num_ids ids are in `ids`, which has room for more than the words that are remembered can give. */
+int64_t mpipar_encode(
+    const struct table *table, const uint8_t *text, int64_t size, int64_t *at, uint32_t *ids, int64_t room, int64_t *num_ids
+) {
+    const uint8_t *p = text + *at, *end = text + size;
+    int64_t n = *num_ids;
+    while (p < end) {
+        const uint8_t *q = next_word(p, end);
+        const struct slot *slot = find(table, p, q - p, hash_of(p, q - p));
+        if (!slot->hash || n + slot->num_ids > room) {
+            *at = p - text;
+            *num_ids = n;
+            return q - p;
+        }
+        memcpy(ids + n, table->ids + slot->ids, slot->num_ids * sizeof *ids);
+        n += slot->num_ids;
+        p = q;
+    }
+    *at = size;
+    *num_ids = n;
+    return 0;
+}
+
+/* Remembers the ids of a word that is not known. A table that has become full forgets everything first. */
+void mpipar_remember(struct table *table, const uint8_t *word, int64_t size, const uint32_t *ids, int64_t num_ids) {
+    if (2 * table->used_slots >= table->num_slots || table->used_bytes + (uint64_t)size > table->words_bytes ||
+        table->used_ids + (uint64_t)num_ids > table->num_ids) {
+        memset(table->slots, 0, table->num_slots * sizeof *table->slots);
+        table->used_slots = table->used_bytes = table->used_ids = 0;
+    }
+    uint64_t hash = hash_of(word, size);
+    struct slot *slot = find(table, word, size, hash);
+    memcpy(table->words + table->used_bytes, word, (size_t)size);
+    memcpy(table->ids + table->used_ids, ids, (size_t)num_ids * sizeof *ids);
+    *slot = (struct slot){hash, (uint32_t)table->used_bytes, (uint32_t)size, (uint32_t)table->used_ids, (uint32_t)num_ids};
+    table->used_slots++;
+    table->used_bytes += (uint64_t)size;
+    table->used_ids += (uint64_t)num_ids;
+}
