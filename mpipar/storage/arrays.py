@@ -1,4 +1,4 @@
-"""Named arrays in one HDF5 file, written by `pwrite` and read by `pread`, with a CRC-32 for every 256 KiB of each.
+"""Reading named arrays from one HDF5 file, by `pread`, with a CRC-32 for every 256 KiB of each; `writer` writes them.
 
 A read costs what a memory map costs, but a file that was truncated is an error and not a SIGBUS, and a flipped bit is
 found when its block is first touched. `header` says how the file is laid out. Readers need no lock and share no file
@@ -7,11 +7,9 @@ position; a process that forks may read on both sides.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,15 +17,11 @@ from typing import Any
 import numpy as np
 
 from mpipar.errors import DataError
-from mpipar.storage.atomic import atomic_file
 from mpipar.storage.header import (
     BLOCK_BYTES,
     USER_BLOCK_BYTES,
-    Attribute,
     Extent,
     HeaderError,
-    Layout,
-    lay_out,
     parse,
     parse_user_block,
     user_block,
@@ -35,34 +29,7 @@ from mpipar.storage.header import (
 
 Array = np.ndarray[Any, Any]
 
-_BYTE = np.dtype(np.uint8)
-
-
-def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, Array], attributes: Mapping[str, Attribute] | None = None
-) -> None:
-    """Writes the file as a whole, in place of what is at `path`, and flushes it to the disk.
-
-    Args:
-        path: Where the file will be.
-        arrays: Booleans and numbers of any shape, by name; a "/" in a name makes an HDF5 group.
-        attributes: Strings, integers and floats that belong to the file as a whole.
-
-    Raises:
-        OSError: The file cannot be written; ENOSPC for a full disk. `path` is as it was.
-        ValueError: A name or dtype that cannot be stored.
-    """
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    layout, metadata = lay_out(arrays, attributes or {})
-    try:
-        with atomic_file(path) as partial:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                _write(descriptor, layout, metadata, arrays)
-            finally:
-                os.close(descriptor)
-    except OSError as error:  # which names the hidden file, or none
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+_AHEAD_BLOCKS = 16  # that a long read asks the system to fetch while it checks those before
 
 
 class ArrayFile:
@@ -88,21 +55,25 @@ class ArrayFile:
             raise
 
     def _read_header(self) -> None:
-        size = os.fstat(self._stream.fileno()).st_size
+        self._size = size = os.fstat(self._stream.fileno()).st_size
         try:
-            block = parse_user_block(_pread(self._stream, self.path, 0, min(size, USER_BLOCK_BYTES)).tobytes())
+            front = self._read(0, min(size, USER_BLOCK_BYTES)).tobytes()
+            block = parse_user_block(front)
             if size != block.file_bytes:
                 raise HeaderError(f"is {size:,} bytes long, where {block.file_bytes:,} were written")
             if not USER_BLOCK_BYTES <= block.header_bytes <= size:
                 raise HeaderError("has a damaged user block")
-            metadata = _pread(self._stream, self.path, USER_BLOCK_BYTES, block.header_bytes)
-            layout = parse(metadata.tobytes(), block)
+            metadata = self._read(USER_BLOCK_BYTES, block.header_bytes).tobytes()
+            self._layout = layout = parse(metadata, block)
             table = layout.checksums
-            checksums = _pread(self._stream, self.path, table.offset, table.offset + table.nbytes)
+            checksums = self._read(table.offset, table.offset + table.nbytes)
             if zlib.crc32(checksums.data) != block.checksums_crc32:
                 raise HeaderError("has a damaged table of checksums")
+            if front != user_block(layout, metadata, checksums.tobytes()):
+                raise HeaderError("has a damaged user block")
         except HeaderError as error:
             raise DataError(f"{self.path} {error}. Restore it from a copy, or write it again") from error
+        self._header_bytes = block.header_bytes
         self.attributes = layout.attributes
         self.names = tuple(extent.name for extent in layout.extents)
         self._arrays: dict[str, StoredArray] = {}
@@ -118,9 +89,25 @@ class ArrayFile:
             raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}") from None
 
     def verify(self) -> None:
-        """Checks every block of every array. Raises DataError that names the first damaged one."""
+        """Checks every byte of the file: every block of every array, and that nothing was put between them.
+
+        Raises:
+            DataError: Names the first damage.
+        """
         for array in self._arrays.values():
             array.verify()
+        end = self._header_bytes
+        extents = [extent for extent in (*self._layout.extents, self._layout.checksums) if extent.size]
+        bounds = sorted((extent.offset, extent.offset + extent.nbytes) for extent in extents)
+        for begin, following in [*bounds, (self._size, self._size)]:
+            if self._read(end, begin).any():
+                raise DataError(f"{self.path}: is damaged between bytes {end:,} and {begin:,}, which should be zeros")
+            end = following
+
+    def _read(self, begin: int, end: int) -> Array:
+        raw = np.empty(max(0, end - begin), np.uint8)
+        _pread(self._stream, self.path, begin, raw)
+        return raw
 
     def close(self) -> None:
         self._stream.close()
@@ -139,11 +126,11 @@ class StoredArray:
 
     def __init__(self, stream: io.FileIO, path: Path, extent: Extent, crcs: Array):
         self.name, self.shape, self.dtype, self.size = extent.name, extent.shape, extent.dtype, extent.size
+        self.crcs = crcs  # [blocks]
         self._stream = stream
         self._path = path
         self._offset = extent.offset
         self._nbytes = extent.nbytes
-        self._crcs = crcs
         self._unchecked = bytearray(b"\1" * extent.num_blocks)  # a byte a block: 1 until its checksum was right
 
     def read(self, start: int, stop: int) -> Array:
@@ -153,17 +140,16 @@ class StoredArray:
             DataError: A touched block is damaged, or the file was truncated meanwhile.
             IndexError: The range is not within the array.
         """
-        if not 0 <= start <= stop <= self.size:
-            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
-        first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
-        if self._unchecked.find(1, first, last) < 0:
-            return _pread(self._stream, self._path, self._offset + begin, self._offset + end, self.dtype)
-        blocks = self._read_checked(first, last)
-        skip = first * BLOCK_BYTES
-        part = blocks[begin - skip : end - skip]
-        # A copy where it is smaller, so that a short sample does not keep its whole block alive.
-        return (part if part.size == blocks.size else part.copy()).view(self.dtype)
+        self._require(start, stop)
+        array = np.empty(stop - start, self.dtype)
+        self._fill(start * self.dtype.itemsize, array.view(np.uint8))
+        return array
+
+    def read_into(self, start: int, array: Array) -> None:
+        """Like `read`, into an array of this dtype that lies in one piece: from element `start` on, as many as fit."""
+        assert array.dtype == self.dtype and array.flags.c_contiguous
+        self._require(start, start + array.size)
+        self._fill(start * self.dtype.itemsize, array.reshape(-1).view(np.uint8))
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -171,81 +157,65 @@ class StoredArray:
 
     def verify(self) -> None:
         """Checks every block, also those already checked. Raises DataError that names the first damaged one."""
-        for block in range(len(self._unchecked)):
-            self._unchecked[block] = 1
-            self._read_checked(block, block + 1)
+        self._unchecked = bytearray(b"\1" * len(self._unchecked))
+        raw = np.empty(BLOCK_BYTES, np.uint8)
+        for begin in range(0, self._nbytes, BLOCK_BYTES):
+            self._fill(begin, raw[: self._nbytes - begin])
 
-    def _read_checked(self, first: int, last: int) -> Array:
-        begin, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._nbytes)
-        raw = _pread(self._stream, self._path, self._offset + begin, self._offset + end)
+    def _require(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.size:
+            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+
+    def _fill(self, begin: int, target: Array) -> None:
+        """Reads the bytes from `begin` on into [bytes]: whole blocks where they end up, and checked in passing."""
+        end = begin + target.size
+        first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
+        if self._unchecked.find(1, first, last) < 0:
+            _pread(self._stream, self._path, self._offset + begin, target)
+            return
         for block in range(first, last):
-            if self._unchecked[block]:
-                at = (block - first) * BLOCK_BYTES
-                if zlib.crc32(raw[at : at + BLOCK_BYTES].data) != self._crcs[block]:
-                    raise DataError(
-                        f"{self._path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
-                        f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or "
-                        f"write it again"
-                    )
-                self._unchecked[block] = 0
-        return raw
+            if (block - first) % _AHEAD_BLOCKS == 0 and last - block > _AHEAD_BLOCKS:
+                self._fetch(block + _AHEAD_BLOCKS)
+            low, high = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self._nbytes)
+            part = target[max(low - begin, 0) : high - begin]
+            if not self._unchecked[block]:
+                _pread(self._stream, self._path, self._offset + max(low, begin), part)
+            elif part.size == high - low:
+                self._read_block(block, part)
+            else:
+                whole = np.empty(high - low, np.uint8)
+                self._read_block(block, whole)
+                skip = max(begin - low, 0)
+                part[:] = whole[skip : skip + part.size]
+
+    def _read_block(self, block: int, target: Array) -> None:
+        _pread(self._stream, self._path, self._offset + block * BLOCK_BYTES, target)
+        if zlib.crc32(target.data) != self.crcs[block]:
+            raise DataError(
+                f"{self._path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
+                f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or "
+                f"write it again"
+            )
+        self._unchecked[block] = 0
+
+    def _fetch(self, block: int) -> None:
+        """Asks for the blocks from this one on, which are needed soon."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            where = self._offset + block * BLOCK_BYTES
+            os.posix_fadvise(self._stream.fileno(), where, _AHEAD_BLOCKS * BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
 
 
-def _pread(stream: io.FileIO, path: Path, begin: int, end: int, dtype: np.dtype[Any] = _BYTE) -> Array:
-    """Bytes begin..end of the file as a new one-dimensional array."""
-    array = np.empty((end - begin) // dtype.itemsize, dtype=dtype)
-    missing = array
-    while begin < end:
+def _pread(stream: io.FileIO, path: Path, begin: int, target: Array) -> None:
+    """Fills [bytes] with those of the file from `begin` on."""
+    missing = target.data
+    while missing:
         try:
-            count = os.preadv(stream.fileno(), [missing.data], begin)
+            count = os.preadv(stream.fileno(), [missing], begin)
         except OSError as error:
             raise DataError(f"{path}: cannot be read at byte {begin:,}: {error.strerror}") from error
         if count == 0:
             raise DataError(
-                f"{path}: ends at byte {begin:,}, where {end - begin:,} more were expected: it was truncated. Restore "
+                f"{path}: ends at byte {begin:,}, where {len(missing):,} more were expected: it was truncated. Restore "
                 f"it from a copy, or write it again"
             )
-        begin += count
-        if begin < end:
-            missing = array.view(_BYTE)[begin - end :]
-    return array
-
-
-def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _write(descriptor: int, layout: Layout, metadata: bytes, arrays: Mapping[str, Array]) -> None:
-    _reserve(descriptor, layout.file_bytes)
-    crcs: list[int] = []
-    for extent in layout.extents:
-        crcs += _write_blocks(descriptor, extent.offset, arrays[extent.name])
-    checksums = np.array(crcs, dtype=np.uint32).tobytes()
-    _pwrite(descriptor, checksums, layout.checksums.offset)
-    _pwrite(descriptor, user_block(layout, metadata, checksums) + metadata, 0)
-
-
-def _write_blocks(descriptor: int, offset: int, array: Array) -> list[int]:
-    """Writes the array's bytes at `offset` and returns the CRC-32 of each block."""
-    raw = array.reshape(-1).view(np.uint8)
-    crcs = []
-    for begin in range(0, raw.size, BLOCK_BYTES):
-        block = raw[begin : begin + BLOCK_BYTES].data
-        crcs.append(zlib.crc32(block))
-        _pwrite(descriptor, block, offset + begin)
-    return crcs
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Claims the space of the whole file, so that a disk without room for it says so before anything is written."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except AttributeError:  # not on macOS
-        os.ftruncate(descriptor, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(descriptor, size)
+        missing, begin = missing[count:], begin + count

@@ -23,15 +23,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     The block creates the file itself. If the block raises, `path` is as it was and nothing is left beside it.
     """
     path = Path(path)
-    partial = _partial_sibling(path)
+    partial = partial_sibling(path)
     try:
         yield partial
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
@@ -42,24 +42,36 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     a kill between them loses the old folder: write under a new name what must never be without a predecessor.
     """
     path = Path(path)
-    partial = _partial_sibling(path)
-    replaced = _partial_sibling(path) if path.is_dir() else None
+    partial = partial_sibling(path)
     partial.mkdir()
     try:
         yield partial
-        for folder, _, files in os.walk(partial):
-            for name in files:
-                _flush(Path(folder, name))
-            _flush(Path(folder))
-        if replaced:
-            os.rename(path, replaced)
-        os.rename(partial, path)
+        for folder, folders, files in os.walk(partial):
+            for name in (*folders, *files):
+                flush(Path(folder, name))
+        publish_folder(partial, path)
     except BaseException:
-        if replaced and replaced.exists() and not path.exists():
-            os.rename(replaced, path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _flush(path.parent)
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Gives a hidden sibling of `path` that name, as `atomic_folder` does. All that is in it has been flushed.
+
+    Raises:
+        OSError: `path` is as it was.
+    """
+    flush(partial)
+    replaced = partial_sibling(path) if path.is_dir() else None
+    if replaced:
+        os.rename(path, replaced)
+    try:
+        os.rename(partial, path)
+    except BaseException:
+        if replaced:
+            os.rename(replaced, path)
+        raise
+    flush(path.parent)
     if replaced:
         shutil.rmtree(replaced)
 
@@ -67,7 +79,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_folder(path: str | os.PathLike[str]) -> None:
     """Removes a folder so that nobody sees half of it: it is renamed to a hidden sibling first."""
     path = Path(path)
-    doomed = _partial_sibling(path)
+    doomed = partial_sibling(path)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
@@ -84,12 +96,14 @@ def remove_partials(folder: str | os.PathLike[str], name: str = "*") -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _partial_sibling(path: Path) -> Path:
+def partial_sibling(path: Path) -> Path:
+    """A hidden name for what is to be called `path`."""
     # Random, so that two writers of one path never write into each other's file: the last rename wins.
     return path.with_name(f"{_PREFIX}{secrets.token_hex(4)}-{path.name.removeprefix(_PREFIX)}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """What is in a file, or which names are in a folder, survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

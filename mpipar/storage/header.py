@@ -34,6 +34,8 @@ _ALIGNED = {"alignment_threshold": USER_BLOCK_BYTES, "alignment_interval": USER_
 _MAX_ATTRIBUTE_BYTES = 64_000  # the oldest format of HDF5 ends at 64 KiB, header of the attribute included
 
 Attribute = str | int | float
+Shape = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and dtype of an array."""
 
 
 class HeaderError(Exception):
@@ -72,17 +74,17 @@ class Layout:
     file_bytes: int
 
 
-def lay_out(arrays: Mapping[str, np.ndarray[Any, Any]], attributes: Mapping[str, Attribute]) -> tuple[Layout, bytes]:
-    """The layout of a file of these arrays, and its metadata: the bytes from the user block to the first array."""
-    names = sorted(arrays)
-    num_blocks = sum(-(-arrays[name].nbytes // BLOCK_BYTES) for name in names)
+def lay_out(shapes: Mapping[str, Shape], attributes: Mapping[str, Attribute]) -> tuple[Layout, bytes]:
+    """The layout of a file of such arrays, and its metadata: the bytes from the user block to the first array."""
+    names = sorted(shapes)
+    num_blocks = sum(Extent(name, dtype, shape, 0).num_blocks for name, (shape, dtype) in shapes.items())
     image = _Image(b"", 0)
     # HDF5's oldest format keeps no times: the same arrays give the same bits.
     with h5py.File(image, "w", libver=("earliest", "v110"), userblock_size=USER_BLOCK_BYTES, **_ALIGNED) as file:
         for key, value in attributes.items():
             file.attrs[key] = _encode(key, value)
         for name in names:
-            _create(file, name, arrays[name].shape, arrays[name].dtype)
+            _create(file, name, *shapes[name])
         _create(file, _CHECKSUMS, (num_blocks,), np.dtype(np.uint32))
     # Allocated as it is created, an array would lie between the metadata of its neighbours. Allocated afterwards, by
     # a file opened anew, which knows of no free space, all of them lie behind all of the metadata.

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from mpipar import checkpoint
 from mpipar.checkpoint import discard_after
 from mpipar.comm import (
     Communicator,
@@ -30,7 +31,7 @@ from mpipar.comm import (
     survivors,
 )
 from mpipar.comm.counter import Counter
-from mpipar.errors import DivergedError, LostRanksError, TooFewRanksError
+from mpipar.errors import CheckpointError, DivergedError, LostRanksError, TooFewRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
@@ -41,6 +42,7 @@ from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.plot import plot_loss
 from mpipar.train.record import Record
 from mpipar.train.run_folder import RunFolder, writing
+from mpipar.train.saver import Ending, Saver
 from mpipar.train.source import Source
 from mpipar.train.step import TrainStep, bf16_is_fast
 from mpipar.train.stop import StopRequest
@@ -48,7 +50,7 @@ from mpipar.train.stragglers import Stragglers
 from mpipar.train.terminal import Terminal
 from mpipar.train.verify import verify
 
-Task = Literal["take_over", "evaluate", "verify", "save", "conclude"]
+Task = Literal["take_over", "settle", "evaluate", "verify", "save", "conclude"]
 
 
 def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
@@ -149,6 +151,7 @@ class Run:
         self._identity = identity
         self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
+        self._saver = Saver(folder.checkpoints, self._comm, asynchronous=config.checkpoint.asynchronous)
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0
         self._asked = False
@@ -156,8 +159,10 @@ class Run:
         self._led = self._leads  # whether this rank has the record open
         self._dead: set[int] = set()  # of whom nobody has said yet that they died
         self._lost = ""
+        self._save_again = False  # the dead have left a checkpoint half-written
         self._tasks = {
             "take_over": self._take_over,
+            "settle": self._settle,
             "evaluate": self._evaluate,
             "verify": self._verify,
             "save": self._save,
@@ -225,7 +230,7 @@ class Run:
     def _tasks_after(self, done: int) -> list[Task]:
         """What follows a step."""
         config, last = self._config, done == self._config.train.steps
-        tasks: list[Task] = []
+        tasks: list[Task] = ["settle"] if self._saver.pending else []
         if last or done % config.train.eval_every == 0:
             tasks.append("evaluate")
         saves = last or self._asked or done % config.checkpoint.every == 0
@@ -250,6 +255,7 @@ class Run:
 
         self._mesh = survivors(self._mesh.world, build)
         self._comm = self._mesh["dp"]
+        self._saver.move_to(self._comm)
         self._source.dealing.move_to(Team.of(self._comm, self._workers))
         self._dead |= set(before) - set(self._comm.roster.origins)
         took_s = time.perf_counter() - began
@@ -264,6 +270,7 @@ class Run:
 
         def take_over() -> None:
             least = self._config.elastic.min_ranks
+            self._save_again |= self._saver.abandon()
             with agreement(self._comm):
                 if self._comm.size < least:
                     raise TooFewRanksError(
@@ -279,10 +286,14 @@ class Run:
         attempt(self._mesh.world, take_over)
         self._dead.clear()
         self._terminal.say(f"lost    {self._lost}")
+        if self._save_again and "save" not in self._todo:
+            self._todo.append("save")
+        self._save_again = False
 
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:
             return
+        self._settle()
         with agreement(self._comm):
             raise DivergedError(
                 f"the loss or a gradient was not finite in {self._step.skipped_in_a_row} steps in a row, up to step "
@@ -310,17 +321,38 @@ class Run:
             self._terminal.say(f"verify  {found} (step {self._done})")
 
     def _save(self) -> None:
-        """Collective: a checkpoint."""
+        """Collective: begins a checkpoint; the last one of the run is there when this returns."""
 
-        def save() -> None:
+        def save() -> list[Ending | None]:
+            earlier = self._saver.settle(wait=True)
             with agreement(self._comm):
                 if self._leads:
                     with self._mesh.world.progress.pulse.silent():
                         self._record.sync()
-                        resume.save(self._folder, self._done, self._step, self._config, self._identity)
-                        self._signs.give(self._done, saved=self._done)
+            notes = resume.notes(self._done, self._step, self._config, self._identity)
+            begun = self._saver.begin(notes, checkpoint.capture(self._step.model, self._step.optimizer))
+            return [earlier, begun or (self._saver.settle(wait=True) if self._is_over else None)]
 
-        attempt(self._mesh.world, save)
+        for ending in attempt(self._mesh.world, save):
+            self._report(ending)
+
+    def _settle(self) -> None:
+        """Collective: a look at the checkpoint that is being written; before the next one it is waited for."""
+        waits = "save" in self._todo or self._step.skipped_in_a_row >= self._config.train.max_skipped
+        self._report(attempt(self._mesh.world, lambda: self._saver.settle(wait=waits)))
+
+    def _report(self, ending: Ending | None) -> None:
+        """Collective: says what came of a checkpoint. If it was to be the last, the run fails with it."""
+        if ending is None:
+            return
+        if not ending.failure:
+            if self._leads:
+                self._signs.give(self._done, saved=ending.step)
+            return
+        if self._is_over and ending.step == self._done:
+            with agreement(self._comm):
+                raise CheckpointError(ending.failure)
+        self._terminal.say(f"save    {ending.failure}; training goes on, the next checkpoint is another try")
 
     def _conclude(self) -> None:
         """Collective: draws the run, shows a sample, and says the last word."""

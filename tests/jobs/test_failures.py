@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model(train: Arguments, tmp_path: Path) -> None
 
 def test_a_damaged_checkpoint(train: Arguments, tmp_path: Path) -> None:
     run(2, *train("--train.steps", 4, "--checkpoint.every", 2)).ok()
-    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.h5"
+    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state-0.h5"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
