@@ -4,6 +4,7 @@
     p2p          messages between neighbours
     overlap      how much of an all-reduce hides behind computation
     step         a data-parallel training step against torch DDP over gloo
+    checkpoint   writing and reading a state, and how long it holds up a run
     exact        what should hold a sum of gradients that no order of addition shows in
 
 Every comparison is made in one run: the contestants take turns, a measurement of one ends before that of the next

@@ -9,6 +9,7 @@ import tyro
 from benchmarks.all_gather import AllGather
 from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
+from benchmarks.checkpoint import Checkpoint
 from benchmarks.exact import Exact
 from benchmarks.overlap import Overlap
 from benchmarks.p2p import PointToPoint
@@ -16,7 +17,7 @@ from benchmarks.reduce_scatter import ReduceScatter
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
-Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact
+Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Checkpoint
 
 
 def main(world: Communicator) -> None:
@@ -35,6 +36,7 @@ def _question() -> Question:
             "overlap": Overlap,
             "step": Step,
             "exact": Exact,
+            "checkpoint": Checkpoint,
         },
         prog="python -m benchmarks",
         args=sys.argv[1:],
