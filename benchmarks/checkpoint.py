@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ class Bench:
         saves = [self._timed(self._save) for _ in range(2)]
         num_steps = max(10, round(2.5 * min(saves) / min(self._timed(_step) for _ in range(5))))
         runs: dict[str, Callable[[], object]] = {
-            name: lambda name=name: self._run(name, num_steps) for name in ("none", "sync", "async")
+            name: partial(self._run, name, num_steps) for name in ("none", "sync", "async")
         }
         copies: list[float] = []
         self._copies = copies
@@ -148,8 +149,9 @@ class Bench:
         copy_s = float(np.median(copies))
         part = (behind - copy_s) / np.median(sync)
         low, middle, high = np.percentile(part * 100, [25, 50, 75])
+        step_ms = np.median(times["none"]) / num_steps * 1e3
         return [
-            f"# a run of {num_steps} steps of {np.median(times['none']) / num_steps * 1e3:.0f} ms, a save after the first",
+            f"# a run of {num_steps} steps of {step_ms:.0f} ms, and a save after the first",
             f"  held up by a synchronous save     {np.median(sync):7.2f} s",
             f"  by one in the background          {np.median(behind):7.2f} s",
             f"  of which the copy of the state    {copy_s:7.2f} s",

@@ -156,7 +156,7 @@ def _among_neighbours(slices: Sequence[Slice], num_writers: int) -> list[list[Pa
         num_bytes = own.held.num_bytes
         blocks = -(-num_bytes // BLOCK_BYTES)
         targets = [total * i // num_writers for i in range(num_writers)]
-        cuts = [_clip(round((target - position) / BLOCK_BYTES), blocks) for target in targets]
+        cuts = [_clip(round((target - position) * blocks / max(1, num_bytes)), blocks) for target in targets]
         for share, first, last in zip(shares, cuts, [*cuts[1:], blocks][:num_writers], strict=True):
             if last > first:
                 share.append(Part(own, first * BLOCK_BYTES, min(last * BLOCK_BYTES, num_bytes)))

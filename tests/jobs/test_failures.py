@@ -156,6 +156,22 @@ def test_a_full_disk(train: Arguments, tmp_path: Path) -> None:
     run(1, *train("--train.steps", 4)).ok()
 
 
+def test_a_disk_that_fills_up_does_not_end_the_run(train: Arguments, tmp_path: Path) -> None:
+    """The system takes nothing of rank 1's first two checkpoints: that is told, and the third is another try."""
+    outcome = faulty(train, 2, "full", 1, 2, "--train.steps", 9, "--checkpoint.every", 2).ok()
+    said = [line for line in outcome.lines if line.startswith("save ")]
+    assert len(said) == 2 and outcome.lines[-1].startswith("done: 9 steps"), outcome.text
+    for line, step in zip(said, (2, 4), strict=True):
+        assert f"step-0000000{step} cannot be written: File too large" in line and "(rank 1)" in line
+        assert "training goes on" in line
+    assert not list((tmp_path / "run").rglob(".partial-*"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        with checkpoint.load(path) as found:
+            found.verify()
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000008", "step-00000009"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_disk_that_is_full_from_the_start(train: Arguments, tmp_path: Path) -> None:
     """Not even metrics fit."""
