@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -100,11 +101,13 @@ class Share:
         self.file = shared.file_of[rank]
         self.parts = shared.parts[rank]
         self.num_bytes = sum(part.end - part.begin for part in self.parts)
-        shapes = {
-            own.dataset: (own.held.box.extent, np.dtype(dtypes.stored(own.held.dtype)))
-            for own in shared.files[self.file]
-        }
-        self.blueprint = Blueprint(shapes, {"format": "mpipar-checkpoint", "file": self.file})
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """Of the file. HDF5 takes a millisecond for each data set: this is left to the first phase."""
+        held = [(own.dataset, own.held) for own in self.plan.files[self.file]]
+        shapes = {name: (own.box.extent, dtypes.stored(own.dtype)) for name, own in held}
+        return Blueprint(shapes, {"format": "mpipar-checkpoint", "file": self.file})
 
     @property
     def leads(self) -> bool:
