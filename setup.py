@@ -38,6 +38,7 @@ setup(
         "tokenizers>=0.20",
         "tyro>=0.9,<2",
         "tqdm>=4.60",
+        "safetensors>=0.4",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={

@@ -4,6 +4,7 @@
     p2p          messages between neighbours
     overlap      how much of an all-reduce hides behind computation
     step         a data-parallel training step against torch DDP over gloo
+    checkpoint   writing and reading a state, and how long it holds up a run
     exact        what should hold a sum of gradients that no order of addition shows in
     data         reading tokens at random, starting with a thousand shards, memory
 

@@ -8,6 +8,7 @@ import tyro
 
 from benchmarks.all_to_all import AllToAll
 from benchmarks.allreduce import AllReduce
+from benchmarks.checkpoint import Checkpoint
 from benchmarks.data import Data
 from benchmarks.exact import Exact
 from benchmarks.halves import AllGather, ReduceScatter
@@ -16,7 +17,7 @@ from benchmarks.p2p import PointToPoint
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
-Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Data
+Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Data | Checkpoint
 
 
 def main(world: Communicator) -> None:
@@ -36,6 +37,7 @@ def _question() -> Question:
             "step": Step,
             "exact": Exact,
             "data": Data,
+            "checkpoint": Checkpoint,
         },
         prog="python -m benchmarks",
         args=sys.argv[1:],

@@ -1,9 +1,22 @@
-"""Checkpoints: folders that are whole or not there, with every tensor under its single-process name."""
+"""Checkpoints: folders that are whole or not there, with every tensor under its single-process name.
+
+box, plan       which part of which tensor goes where, and who writes it: arithmetic
+write           what one rank does to write one
+index, read     what a checkpoint says of itself; tensors, or boxes of them, out of it
+folder          the checkpoints of a run, and which of them are kept
+state           a model and its optimizer as tensors, and back
+digest          one number for all of them
+"""
 
 from __future__ import annotations
 
+from mpipar.checkpoint.box import Box
 from mpipar.checkpoint.digest import digest
-from mpipar.checkpoint.folder import Checkpoint, discard_after, latest, load, save
+from mpipar.checkpoint.folder import discard_after, latest
+from mpipar.checkpoint.read import Checkpoint
 from mpipar.checkpoint.state import capture, restore
+from mpipar.checkpoint.write import save
 
-__all__ = ["Checkpoint", "capture", "digest", "discard_after", "latest", "load", "restore", "save"]
+__all__ = ["Box", "Checkpoint", "capture", "digest", "discard_after", "latest", "load", "restore", "save"]
+
+load = Checkpoint

@@ -1,25 +1,82 @@
-"""The command `python -m mpipar.checkpoint digest FOLDER`."""
+"""The command `python -m mpipar.checkpoint info|verify|digest|export FOLDER`. One process; it needs no MPI."""
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from mpipar.checkpoint.digest import digest
-from mpipar.checkpoint.folder import latest, load
+from mpipar.checkpoint.export import Names, export
+from mpipar.checkpoint.folder import latest
+from mpipar.checkpoint.index import INDEX, file_name
+from mpipar.checkpoint.read import Checkpoint
 from mpipar.errors import CheckpointError
 
+Folder = tyro.conf.Positional[Path]
 
-def print_digest(folder: tyro.conf.Positional[Path]) -> None:
+
+def print_info(folder: Folder, tensors: bool = False) -> None:
+    """Prints what a checkpoint holds, from its index alone.
+
+    Args:
+        folder: A checkpoint; or a run, of which the latest is taken.
+        tensors: Each tensor too: name, dtype, shape, and in how many slices it lies.
+    """
+    with Checkpoint(find(folder)) as found:
+        index = found.index
+        print(f"checkpoint  {found.path}")
+        print(f"step        {found.step:,}")
+        for kind, count in sorted(Counter(name.partition("/")[0] for name in found).items()):
+            elements = sum(math.prod(found.describe(name)[0]) for name in found if name.startswith(f"{kind}/"))
+            print(f"{kind:<11} {count} tensors, {elements:,} elements")
+        for number, num_bytes in enumerate(index.file_bytes):
+            print(f"file        {file_name(number)}, {num_bytes / 1e6:,.1f} MB")
+        for name, text in index.texts.items():
+            print(f"file        {name}, {text.num_bytes:,} bytes")
+        for name, stored in index.tensors.items() if tensors else ():
+            shape = "x".join(map(str, stored.shape)) or "scalar"
+            slices = f", {len(stored.slices)} slices" if len(stored.slices) > 1 else ""
+            print(f"tensor      {name} {stored.dtype} {shape}{slices}")
+
+
+def verify(folder: Folder) -> None:
+    """Reads a checkpoint to the last byte, and names the first file that is damaged.
+
+    Args:
+        folder: A checkpoint; or a run, of which the latest is taken.
+    """
+    with Checkpoint(find(folder)) as found:
+        found.verify()
+        print(f"sound: {found.path}, {sum(found.index.file_bytes) / 1e6:,.1f} MB")
+
+
+def print_digest(folder: Folder) -> None:
     """Prints one SHA-256 over all weights and optimizer state: equal if and only if two runs came to the same bits.
 
     Args:
         folder: A checkpoint; or a run, of which the latest is taken.
     """
-    with load(find(folder)) as found:
+    with Checkpoint(find(folder)) as found:
         print(digest(found))
+
+
+def print_export(folder: Folder, out: Path, names: Names = "mpipar") -> None:
+    """Writes the weights as model.safetensors, with a config.json, for other programs.
+
+    Args:
+        folder: A checkpoint; or a run, of which the latest is taken.
+        out: The folder to write; it must not exist.
+        names: Those of mpipar, or those of the Hugging Face library's models.
+    """
+    with Checkpoint(find(folder)) as found:
+        num_bytes = export(found, out, names)
+        print(f"exported: step {found.step:,}, {num_bytes / 1e6:,.1f} MB of weights, {out}")
 
 
 def find(folder: Path) -> Path:
@@ -28,7 +85,7 @@ def find(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    if (folder / "state.h5").exists():
+    if (folder / INDEX).exists():
         return folder
     for root in (folder / "checkpoints", folder):
         path = latest(root)
@@ -40,8 +97,14 @@ def find(folder: Path) -> Path:
 
 
 def main() -> int:
+    commands: dict[str, Callable[..., Any]] = {
+        "info": print_info,
+        "verify": verify,
+        "digest": print_digest,
+        "export": print_export,
+    }
     try:
-        tyro.extras.subcommand_cli_from_dict({"digest": print_digest}, prog="python -m mpipar.checkpoint")
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m mpipar.checkpoint")
     except CheckpointError as error:
         print(f"mpipar: error: {error}", file=sys.stderr)
         return 1

@@ -1,14 +1,13 @@
-"""Named arrays in one HDF5 file, written by `pwrite` and read by `pread`, with a CRC-32 for every 256 KiB of each.
+"""Reading named arrays from one HDF5 file, by `pread`, with a CRC-32 for every 256 KiB of each; `writer` writes them.
 
 A flipped bit is found when its block is first touched. `header` says how the file is laid out, `files` how it is read.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +16,14 @@ from typing import Any
 import numpy as np
 
 from mpipar.errors import DataError
-from mpipar.storage.atomic import atomic_file
 from mpipar.storage.files import BYTE, OpenFile, OpenFiles
 from mpipar.storage.header import (
     BLOCK_BYTES,
     USER_BLOCK_BYTES,
-    Attribute,
     Extent,
     Header,
     HeaderError,
-    Layout,
     UserBlock,
-    lay_out,
     parse,
     parse_user_block,
     user_block,
@@ -37,31 +32,7 @@ from mpipar.storage.header import (
 Array = np.ndarray[Any, Any]
 
 
-def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, Array], attributes: Mapping[str, Attribute] | None = None
-) -> None:
-    """Writes the file as a whole, in place of what is at `path`, and flushes it to the disk.
-
-    Args:
-        path: Where the file will be.
-        arrays: Booleans and numbers of any shape, by name; a "/" in a name makes an HDF5 group.
-        attributes: Strings, integers and floats that belong to the file as a whole.
-
-    Raises:
-        OSError: The file cannot be written; ENOSPC for a full disk. `path` is as it was.
-        ValueError: A name or dtype that cannot be stored.
-    """
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    layout, metadata = lay_out(arrays, attributes or {})
-    try:
-        with atomic_file(path) as partial:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                _write(descriptor, layout, metadata, arrays)
-            finally:
-                os.close(descriptor)
-    except OSError as error:  # which names the hidden file, or none
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+_AHEAD_BLOCKS = 16  # that a long read asks the system to fetch while it checks those before
 
 
 class ArrayFile:
@@ -117,18 +88,34 @@ class ArrayFile:
         """Fills a contiguous one-dimensional array with the bytes of the file from `begin` on, unchecked."""
         self._files.get(self).read_into(array, begin)
 
-    def crc32(self, block: int) -> int:
-        """What the checksum of a block has to be; blocks are numbered through all arrays."""
+    def expect(self, begin: int, num_bytes: int) -> None:
+        """Bytes from `begin` on are needed soon."""
+        self._files.get(self).expect(begin, num_bytes)
+
+    def crcs(self) -> Array:
+        """What the checksums of all blocks have to be, [blocks]; they are numbered through all arrays."""
         opened = self._files.get(self)
         if opened.checksums is None:
             with self._named():
                 opened.checksums = opened.read_checksums(self.header)
-        return int(opened.checksums[block])
+        return opened.checksums
 
     def verify(self) -> None:
-        """Checks every block of every array. Raises DataError that names the first damaged one."""
+        """Checks every byte of the file: every block of every array, and that nothing was put between them.
+
+        Raises:
+            DataError: Names the first damage.
+        """
         for array in self._arrays.values():
             array.verify()
+        opened, layout = self._files.get(self), self.header.layout
+        end = self.header.block.header_bytes
+        extents = [extent for extent in (*layout.extents, layout.checksums) if extent.size]
+        bounds = sorted((extent.offset, extent.offset + extent.nbytes) for extent in extents)
+        for begin, following in [*bounds, (layout.file_bytes, layout.file_bytes)]:
+            if opened.read(end, begin).any():
+                raise DataError(f"{self.path}: is damaged between bytes {end:,} and {begin:,}, which should be zeros")
+            end = following
 
     def close(self) -> None:
         """Ends the reading. Where others keep the file open, they end it."""
@@ -147,8 +134,11 @@ class ArrayFile:
         opened = self._files.get(self)
         with self._named():
             block = opened.read_user_block()
-            header = Header(block, parse(opened.read(USER_BLOCK_BYTES, block.header_bytes).tobytes(), block))
-            opened.checksums = opened.read_checksums(header)
+            metadata = opened.read(USER_BLOCK_BYTES, block.header_bytes).tobytes()
+            header = Header(block, parse(metadata, block))
+            opened.checksums = checksums = opened.read_checksums(header)
+            if opened.read_front() != user_block(header.layout, metadata, checksums.tobytes()):
+                raise HeaderError("has a damaged user block")
         return header
 
     @contextmanager
@@ -172,6 +162,11 @@ class StoredArray:
         self._first_block = first_block  # among those of all arrays
         self._unchecked = bytearray(b"\1" * extent.num_blocks)  # a byte a block: 1 until its checksum was right
 
+    @property
+    def crcs(self) -> Array:
+        """The checksums of its blocks, [blocks]."""
+        return self._file.crcs()[self._first_block : self._first_block + len(self._unchecked)]
+
     def read(self, start: int, stop: int) -> Array:
         """Elements start..stop as a new one-dimensional array; blocks that were not touched before are checked.
 
@@ -179,27 +174,18 @@ class StoredArray:
             DataError: A touched block is damaged, or the file was truncated or replaced meanwhile.
             IndexError: The range is not within the array.
         """
-        if not 0 <= start <= stop <= self.size:
-            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        if self._is_checked(start, stop):
-            out = np.empty(stop - start, self.dtype)
-            self._file.read_into(out, self._offset + start * self._itemsize)
-            return out
-        begin, end = start * self._itemsize, stop * self._itemsize
-        first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
-        blocks = self._read_checked(first, last)
-        skip = first * BLOCK_BYTES
-        part = blocks[begin - skip : end - skip]
-        # A copy where it is smaller, so that a short sample does not keep its whole block alive.
-        return (part if part.size == blocks.size else part.copy()).view(self.dtype)
+        out = np.empty(max(0, stop - start), self.dtype)
+        self._read_into(start, stop, out)
+        return out
 
     def read_into(self, start: int, out: Array) -> None:
-        """Fills a contiguous one-dimensional array with the elements from `start` on, checked as in `read`."""
-        stop = start + out.size
-        if start >= 0 and stop <= self.size and out.dtype == self.dtype and self._is_checked(start, stop):
-            self._file.read_into(out, self._offset + start * self._itemsize)
+        """Fills an array that lies in one piece with the elements from `start` on, as in `read`, or converted."""
+        assert out.flags.c_contiguous
+        flat = out.reshape(-1)
+        if out.dtype == self.dtype:
+            self._read_into(start, start + out.size, flat)
         else:
-            out[:] = self.read(start, stop)
+            flat[:] = self.read(start, start + out.size)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -207,30 +193,52 @@ class StoredArray:
 
     def verify(self) -> None:
         """Checks every block, also those already checked. Raises DataError that names the first damaged one."""
-        for block in range(len(self._unchecked)):
-            self._unchecked[block] = 1
-            self._read_checked(block, block + 1)
+        self._unchecked = bytearray(b"\1" * len(self._unchecked))
+        raw = np.empty(BLOCK_BYTES, BYTE)
+        for begin in range(0, self._nbytes, BLOCK_BYTES):
+            self._read_checked(begin, raw[: self._nbytes - begin])
+
+    def _read_into(self, start: int, stop: int, out: Array) -> None:
+        if not 0 <= start <= stop <= self.size:
+            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+        if self._is_checked(start, stop):
+            self._file.read_into(out, self._offset + start * self._itemsize)
+        else:
+            self._read_checked(start * self._itemsize, out.view(BYTE))
 
     def _is_checked(self, start: int, stop: int) -> bool:
         """Whether the blocks of these elements have been touched before."""
         per_block = self._block_elements
         return self._unchecked.find(1, start // per_block, (stop - 1) // per_block + 1) < 0
 
-    def _read_checked(self, first: int, last: int) -> Array:
-        begin, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._nbytes)
-        raw = np.empty(end - begin, BYTE)
-        self._file.read_into(raw, self._offset + begin)
+    def _read_checked(self, begin: int, target: Array) -> None:
+        """Reads the bytes from `begin` on into [bytes]: whole blocks where they end up, and checked in passing."""
+        end = begin + target.size
+        first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         for block in range(first, last):
-            if self._unchecked[block]:
-                at = (block - first) * BLOCK_BYTES
-                if zlib.crc32(raw[at : at + BLOCK_BYTES].data) != self._file.crc32(self._first_block + block):
-                    raise DataError(
-                        f"{self._file.path}: array {self.name!r} is damaged in block {block} of "
-                        f"{len(self._unchecked)} (blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the "
-                        "file from a copy, or write it again"
-                    )
-                self._unchecked[block] = 0
-        return raw
+            if (block - first) % _AHEAD_BLOCKS == 0 and last - block > _AHEAD_BLOCKS:
+                self._file.expect(self._offset + (block + _AHEAD_BLOCKS) * BLOCK_BYTES, _AHEAD_BLOCKS * BLOCK_BYTES)
+            low, high = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self._nbytes)
+            part = target[max(low - begin, 0) : high - begin]
+            if not self._unchecked[block]:
+                self._file.read_into(part, self._offset + max(low, begin))
+            elif part.size == high - low:
+                self._read_block(block, part)
+            else:
+                whole = np.empty(high - low, BYTE)
+                self._read_block(block, whole)
+                skip = max(begin - low, 0)
+                part[:] = whole[skip : skip + part.size]
+
+    def _read_block(self, block: int, target: Array) -> None:
+        self._file.read_into(target, self._offset + block * BLOCK_BYTES)
+        if zlib.crc32(target.data) != self._file.crcs()[self._first_block + block]:
+            raise DataError(
+                f"{self._file.path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
+                f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or write it "
+                "again"
+            )
+        self._unchecked[block] = 0
 
 
 class OpenArrays(OpenFile):
@@ -240,12 +248,16 @@ class OpenArrays(OpenFile):
 
     def read_user_block(self) -> UserBlock:
         """Raises HeaderError if it is damaged, or the file is longer or shorter than it says."""
-        block = parse_user_block(self.read(0, min(self.num_bytes, USER_BLOCK_BYTES)).tobytes())
+        block = parse_user_block(self.read_front())
         if self.num_bytes != block.file_bytes:
             raise HeaderError(f"is {self.num_bytes:,} bytes long, where {block.file_bytes:,} were written")
         if not USER_BLOCK_BYTES <= block.header_bytes <= self.num_bytes:
             raise HeaderError("has a damaged user block")
         return block
+
+    def read_front(self) -> bytes:
+        """The bytes of the user block."""
+        return self.read(0, min(self.num_bytes, USER_BLOCK_BYTES)).tobytes()
 
     def read_checksums(self, header: Header) -> Array:
         """Of all blocks. Raises HeaderError if their table is damaged itself."""
@@ -258,43 +270,3 @@ class OpenArrays(OpenFile):
 
 ArrayFiles = OpenFiles[OpenArrays]
 """Keeps files of arrays open."""
-
-
-def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _write(descriptor: int, layout: Layout, metadata: bytes, arrays: Mapping[str, Array]) -> None:
-    _reserve(descriptor, layout.file_bytes)
-    crcs: list[int] = []
-    for extent in layout.extents:
-        crcs += _write_blocks(descriptor, extent.offset, arrays[extent.name])
-    checksums = np.array(crcs, dtype=np.uint32).tobytes()
-    _pwrite(descriptor, checksums, layout.checksums.offset)
-    _pwrite(descriptor, user_block(layout, metadata, checksums) + metadata, 0)
-
-
-def _write_blocks(descriptor: int, offset: int, array: Array) -> list[int]:
-    """Writes the array's bytes at `offset` and returns the CRC-32 of each block."""
-    raw = array.reshape(-1).view(BYTE)
-    crcs = []
-    for begin in range(0, raw.size, BLOCK_BYTES):
-        block = raw[begin : begin + BLOCK_BYTES].data
-        crcs.append(zlib.crc32(block))
-        _pwrite(descriptor, block, offset + begin)
-    return crcs
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Claims the space of the whole file, so that a disk without room for it says so before anything is written."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except AttributeError:  # not on macOS
-        os.ftruncate(descriptor, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(descriptor, size)

@@ -28,12 +28,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = _partial_sibling(path)
     try:
         yield partial
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
@@ -50,12 +50,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def partial_folder(path: str | os.PathLike[str], key: str) -> Path:
-    """The hidden sibling in which a folder is made that takes long: who gives the same key finds it after a kill.
+def partial_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
+    """The hidden sibling in which a folder is made that takes long.
 
     Args:
-        path: What it will be, by `put_in_place`.
-        key: Says what is made, in hexadecimal; its first digits count.
+        path: What it will be, by `put_in_place` or `publish_folder`.
+        key: Says what is made, in hexadecimal; its first digits count. Who gives the same key finds the folder after a
+            kill. Without it the name is a new one.
     """
     return _partial_sibling(Path(path), key)
 
@@ -66,11 +67,20 @@ def put_in_place(partial: Path, path: Path) -> None:
     A folder that is already at `path` is replaced. POSIX has no exchange of two folders, so that takes two renames, and
     a kill between them loses the old folder: write under a new name what must never be without a predecessor.
     """
+    for folder, folders, files in os.walk(partial):
+        for name in (*folders, *files):
+            flush(Path(folder, name))
+    publish_folder(partial, path)
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Renames a folder to `path` like `put_in_place`, when all that is in it has been flushed.
+
+    Raises:
+        OSError: `path` is as it was.
+    """
+    flush(partial)
     replaced = _partial_sibling(path) if path.is_dir() else None
-    for folder, _, files in os.walk(partial):
-        for name in files:
-            _flush(Path(folder, name))
-        _flush(Path(folder))
     if replaced:
         os.rename(path, replaced)
     try:
@@ -79,7 +89,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         if replaced:
             os.rename(replaced, path)
         raise
-    _flush(path.parent)
+    flush(path.parent)
     if replaced:
         shutil.rmtree(replaced)
 
@@ -118,7 +128,8 @@ def _partial_sibling(path: Path, key: str | None = None) -> Path:
     return path.with_name(f"{_PREFIX}{key[:_KEY_DIGITS]}-{path.name.removeprefix(_PREFIX)}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """What is in a file, or which names are in a folder, survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -69,6 +69,11 @@ class OpenFile:
             if begin < end:
                 missing = array.view(BYTE)[begin - end :]
 
+    def expect(self, begin: int, num_bytes: int) -> None:
+        """Asks the system to fetch bytes that are needed soon."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor, begin, num_bytes, os.POSIX_FADV_WILLNEED)
+
 
 Opened = TypeVar("Opened", covariant=True)
 

@@ -161,10 +161,15 @@ class CheckpointConfig:
     """Steps between two checkpoints; there is always one at the end, and one when the run is asked to stop."""
     keep: int = 2
     """How many of the latest checkpoints are kept."""
+    keep_every: int = 0
+    """Checkpoints of multiples of this step are kept for good, whatever --checkpoint.keep says; 0 for none."""
+    asynchronous: bool = True
+    """Copy the state, and write it while the run goes on. Takes memory for it: the state's size over all ranks."""
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"--checkpoint.every {self.every} must be at least 1")
         _require(self.keep >= 1, f"--checkpoint.keep {self.keep} must be at least 1")
+        _require(self.keep_every >= 0, f"--checkpoint.keep-every {self.keep_every} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

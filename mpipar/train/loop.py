@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from mpipar import checkpoint
 from mpipar.checkpoint import discard_after
 from mpipar.comm import (
     Communicator,
@@ -25,7 +26,7 @@ from mpipar.comm import (
     part,
     start_watchdog,
 )
-from mpipar.errors import DivergedError, LostRanksError
+from mpipar.errors import CheckpointError, DivergedError, LostRanksError
 from mpipar.model import Transformer, initialise
 from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
@@ -37,6 +38,7 @@ from mpipar.train.metrics import StepMetrics, Totals
 from mpipar.train.record import Record
 from mpipar.train.resolve import resolve
 from mpipar.train.run_folder import RunFolder, writing
+from mpipar.train.saver import Ending, Saver
 from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 from mpipar.train.stop import StopRequest
@@ -44,7 +46,7 @@ from mpipar.train.stragglers import Stragglers
 from mpipar.train.terminal import Terminal
 from mpipar.train.verify import verify
 
-Task = Literal["take_over", "evaluate", "verify", "save", "conclude"]
+Task = Literal["take_over", "settle", "evaluate", "verify", "save", "conclude"]
 
 
 def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
@@ -131,13 +133,16 @@ class Run:
         self._terminal = terminal
         self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
+        self._saver = Saver(folder.checkpoints, self._comm, asynchronous=config.checkpoint.asynchronous)
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0
         self._asked = False
         self._todo: deque[Task] = deque()  # before the next step
         self._losses = Losses(config.elastic.min_ranks, leads=self._leads)
+        self._save_again = False  # the dead have left a checkpoint half-written
         self._tasks = {
             "take_over": self._take_over,
+            "settle": self._settle,
             "evaluate": self._evaluate,
             "verify": self._verify,
             "save": self._save,
@@ -205,7 +210,7 @@ class Run:
     def _tasks_after(self, done: int) -> list[Task]:
         """What follows a step."""
         config, last = self._config, done == self._config.train.steps
-        tasks: list[Task] = []
+        tasks: list[Task] = ["settle"] if self._saver.pending else []
         if last or done % config.train.eval_every == 0:
             tasks.append("evaluate")
         saves = last or self._asked or done % config.checkpoint.every == 0
@@ -222,14 +227,23 @@ class Run:
         """Collective between the living: goes on without the ranks that have died."""
         self._mesh = self._losses.leave_behind(self._mesh, self._step.move_to, step=self._done + 1)
         self._comm = self._mesh["dp"]
+        self._saver.move_to(self._comm)
         self._source.dealing.move_to(Team.of(self._comm, self._workers))
         if "take_over" not in self._todo:
             self._todo.appendleft("take_over")
 
     def _take_over(self) -> None:
         """Collective: the first of those who are left leads, and says who is not."""
-        attempt(self._mesh.world, lambda: self._losses.take_over(self._comm, self._lead))
+
+        def take_over() -> None:
+            self._save_again |= self._saver.abandon()
+            self._losses.take_over(self._comm, self._lead)
+
+        attempt(self._mesh.world, take_over)
         self._terminal.say(f"lost    {self._losses.tell()}")
+        if self._save_again and "save" not in self._todo:
+            self._todo.append("save")
+        self._save_again = False
 
     def _lead(self) -> None:
         """From now on this rank does."""
@@ -240,6 +254,7 @@ class Run:
     def _give_up_if_diverged(self, measured: StepMetrics) -> None:
         if self._step.skipped_in_a_row < self._config.train.max_skipped:
             return
+        self._settle()
         with agreement(self._comm):
             raise DivergedError(
                 f"the loss or a gradient was not finite in {self._step.skipped_in_a_row} steps in a row, up to step "
@@ -267,17 +282,38 @@ class Run:
             self._terminal.say(f"verify  {found} (step {self._done})")
 
     def _save(self) -> None:
-        """Collective: a checkpoint."""
+        """Collective: begins a checkpoint; the last one of the run is there when this returns."""
 
-        def save() -> None:
+        def save() -> list[Ending | None]:
+            earlier = self._saver.settle(wait=True)
             with agreement(self._comm):
                 if self._leads:
                     with self._mesh.world.progress.pulse.silent():
                         self._record.sync()
-                        resume.save(self._folder, self._done, self._step, self._config, self._source.identity)
-                        self._signs.give(self._done, saved=self._done)
+            notes = resume.notes(self._done, self._step, self._config, self._source.identity)
+            begun = self._saver.begin(notes, checkpoint.capture(self._step.model, self._step.optimizer))
+            return [earlier, begun or (self._saver.settle(wait=True) if self._is_over else None)]
 
-        attempt(self._mesh.world, save)
+        for ending in attempt(self._mesh.world, save):
+            self._report(ending)
+
+    def _settle(self) -> None:
+        """Collective: a look at the checkpoint that is being written; before the next one it is waited for."""
+        waits = "save" in self._todo or self._step.skipped_in_a_row >= self._config.train.max_skipped
+        self._report(attempt(self._mesh.world, lambda: self._saver.settle(wait=waits)))
+
+    def _report(self, ending: Ending | None) -> None:
+        """Collective: says what came of a checkpoint. If it was to be the last, the run fails with it."""
+        if ending is None:
+            return
+        if not ending.failure:
+            if self._leads:
+                self._signs.give(self._done, saved=ending.step)
+            return
+        if self._is_over and ending.step == self._done:
+            with agreement(self._comm):
+                raise CheckpointError(ending.failure)
+        self._terminal.say(f"save    {ending.failure}; training goes on, the next checkpoint is another try")
 
     def _conclude(self) -> None:
         """Collective: draws the run, shows a sample, and says the last word."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mpipar import checkpoint
-from mpipar.checkpoint import Checkpoint
+from mpipar.checkpoint import Box, Checkpoint
+from mpipar.checkpoint.write import Notes
 from mpipar.comm import Communicator, agreement
 from mpipar.errors import CheckpointError, ConfigError
 from mpipar.supervised import started_again
@@ -19,6 +22,8 @@ from mpipar.train.config import Config, flag
 from mpipar.train.config_text import to_table, to_toml
 from mpipar.train.run_folder import RunFolder
 from mpipar.train.step import TrainStep
+
+_SHARED_BYTES = 1 << 20  # a tensor from which on its reading is shared out
 
 # A checkpoint of other values is of another model, or of another sequence of batches.
 _MUST_MATCH = (("train", "seed"), ("train", "seq_len"), ("train", "global_batch"))
@@ -55,40 +60,73 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
 
 
 def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
-    """Collective: gives all ranks the state of the checkpoint, which rank 0 reads. Returns the steps that are done."""
+    """Collective: gives all ranks the state of the checkpoint. Returns the steps that are done."""
     if path is None:
         return 0
-    tensors: dict[str, Tensor] = {}
-    notes = None
-    with agreement(comm):
-        if comm.rank == 0:
-            with checkpoint.load(path) as found:
-                tensors = dict(found)
-                notes = found.step, found.attributes, {name: found.describe(name) for name in found}
-    done, attributes, layout = comm.broadcast_object(notes)
-    for name, (shape, dtype) in layout.items():
-        tensors[name] = comm.broadcast(tensors[name] if comm.rank == 0 else torch.empty(shape, dtype=dtype))
+    tensors, done, attributes = read(path, comm)
     with agreement(comm):
         checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
     step.tokens_seen = attributes["tokens_seen"]
     step.skipped_in_a_row = attributes["skipped_in_a_row"]
     if step.grids is not None:
         step.grids.tops = dict(attributes["grid_tops"])
-    return int(done)
+    return done
 
 
-def save(folder: RunFolder, done: int, step: TrainStep, config: Config, identity: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint. For one rank; when it returns, the checkpoint survives whatever happens."""
+def read(path: Path, comm: Communicator) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+    """Collective: (all tensors, the step, what else was kept) of a checkpoint, on all ranks.
+
+    Each byte is read and checked by one of the ranks that see the folder, and passed on: each reads as many rows of
+    a large tensor.
+
+    Raises:
+        CheckpointError: It is damaged; on one rank. On the others a PeerError.
+    """
+    sees: list[bool] = comm.all_gather_object(path.is_dir())
+    readers = [rank for rank, its in enumerate(sees) if its]
+    shares: dict[str, dict[int, Box]] = {}
+    tensors: dict[str, Tensor] = {}
+    facts = None
+    with ExitStack() as stack:
+        with agreement(comm):
+            found = stack.enter_context(checkpoint.load(path)) if sees[comm.rank] else None
+            if found is not None and comm.rank == readers[0]:
+                facts = found.step, found.attributes, {name: found.describe(name) for name in found}
+        done, attributes, layout = comm.broadcast_object(facts, readers[0])
+        with agreement(comm):
+            for number, (name, (shape, dtype)) in enumerate(layout.items()):
+                shares[name] = _shares(shape, dtype, readers, number)
+                tensors[name] = torch.empty(shape, dtype=dtype)
+                mine = shares[name].get(comm.rank)
+                if found is not None and mine is not None:
+                    found.read_into(name, mine, tensors[name][mine.index])
+    for name, tensor in tensors.items():
+        counts = {rank: share.size for rank, share in shares[name].items()}
+        sizes = [counts.get(rank, 0) * tensor.element_size() for rank in range(comm.size)]
+        comm.all_gather(tensor.view(-1).view(torch.uint8), sizes)
+    return tensors, done, attributes
+
+
+def _shares(shape: tuple[int, ...], dtype: torch.dtype, readers: Sequence[int], number: int) -> dict[int, Box]:
+    """What each reader reads of a tensor: an equal run of rows; a small tensor is read by one, the next by another."""
+    whole = Box.whole(shape)
+    if whole.size * dtype.itemsize < _SHARED_BYTES or whole.num_rows < len(readers):
+        return {readers[number % len(readers)]: whole}
+    bounds = [whole.num_rows * i // len(readers) for i in range(len(readers) + 1)]
+    return {reader: whole.rows(*run) for reader, run in zip(readers, pairwise(bounds), strict=True)}
+
+
+def notes(done: int, step: TrainStep, config: Config, identity: Mapping[str, Any]) -> Notes:
+    """What a checkpoint keeps beside the tensors."""
     attributes = {
         "tokens_seen": step.tokens_seen,
         "skipped_in_a_row": step.skipped_in_a_row,
-        "grid_tops": {} if step.grids is None else step.grids.tops,
+        "grid_tops": {} if step.grids is None else dict(step.grids.tops),
         "config": to_table(config),
         **identity,
     }
-    tensors = checkpoint.capture(step.model, step.optimizer)
-    files = {"config.toml": to_toml(config)}
-    return checkpoint.save(folder.checkpoints, done, tensors, attributes, files=files, keep=config.checkpoint.keep)
+    texts = {"config.toml": to_toml(config)}
+    return Notes(done, attributes, texts, config.checkpoint.keep, config.checkpoint.keep_every)
 
 
 def _find(config: Config, folder: RunFolder) -> Path | None:

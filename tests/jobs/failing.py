@@ -5,17 +5,20 @@ nan      the rank's loss is not a number, in STEP alone
 nans     the same from STEP on
 hang     the rank sleeps
 apart    the rank cannot open the memory of others on its host, as in a container of its own; STEP does not matter
+full     the system takes no files from the rank, as if the disk was full, for its first STEP checkpoints
 """
 
 from __future__ import annotations
 
 import errno
+import resource
 import sys
 import time
 from typing import Any
 
 from torch import Tensor
 
+from mpipar.checkpoint.write import Share
 from mpipar.comm import Communicator, run_job, segment
 from mpipar.model import Transformer
 from mpipar.train.__main__ import main
@@ -24,6 +27,7 @@ from mpipar.train.stop import StopRequest
 fault, victim, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 del sys.argv[1:4]
 loss = Transformer.loss
+write = Share.write
 calls = 0
 
 
@@ -49,7 +53,17 @@ def faulty_main(world: Communicator) -> None:
             value = value * float("nan")
         return value, count
 
-    Transformer.loss = faulty_loss  # type: ignore[assignment, method-assign]
+    def faulty_write(self: Share, *arguments: Any) -> object:
+        global calls
+        calls += 1
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if calls <= step else hard, hard))
+        return write(self, *arguments)
+
+    if fault != "full":
+        Transformer.loss = faulty_loss  # type: ignore[assignment, method-assign]
+    elif world.rank == victim:
+        Share.write = faulty_write  # type: ignore[method-assign, assignment]
     main(world, stop)
 
 

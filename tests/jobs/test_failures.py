@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_model(train: Arguments, tmp_path: Path) -> None
 
 def test_a_damaged_checkpoint(train: Arguments, tmp_path: Path) -> None:
     run(2, *train("--train.steps", 4, "--checkpoint.every", 2)).ok()
-    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.h5"
+    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state-0.h5"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
@@ -173,6 +173,22 @@ def test_a_full_disk(train: Arguments, tmp_path: Path) -> None:
     checkpoint.load(latest).close()
     assert not list((tmp_path / "run").rglob(".partial-*"))
     run(1, *train("--train.steps", 4)).ok()
+
+
+def test_a_disk_that_fills_up_does_not_end_the_run(train: Arguments, tmp_path: Path) -> None:
+    """The system takes nothing of rank 1's first two checkpoints: that is told, and the third is another try."""
+    outcome = faulty(train, 2, "full", 1, 2, "--train.steps", 9, "--checkpoint.every", 2).ok()
+    said = [line for line in outcome.lines if line.startswith("save ")]
+    assert len(said) == 2 and outcome.lines[-1].startswith("done: 9 steps"), outcome.text
+    for line, step in zip(said, (2, 4), strict=True):
+        assert f"step-0000000{step} cannot be written: File too large" in line and "(rank 1)" in line
+        assert "training goes on" in line
+    assert not list((tmp_path / "run").rglob(".partial-*"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        with checkpoint.load(path) as found:
+            found.verify()
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000008", "step-00000009"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

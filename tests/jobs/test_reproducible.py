@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.jobs.conftest import TINY
 from tests.jobs.launch import run
 from tests.jobs.results import digest, exact
 
@@ -36,17 +37,39 @@ def test_any_number_of_ranks(train: Train, tmp_path: Path, expected: dict[str, A
     assert shown.lines == [found["digest"]]
 
 
-def test_resumed_at_another_size(train: Train, tmp_path: Path, expected: dict[str, Any]) -> None:
-    """Three steps on three ranks, three on two."""
-    if not expected:
-        expected.update(digest=digest(run(1, *train(*SETTINGS, folder="whole")).ok()), losses=exact(tmp_path / "whole"))
-    first = run(3, *train(*SETTINGS, folder="three")).ok()
-    assert digest(first) == expected["digest"]
-    earlier = tmp_path / "three" / "checkpoints" / "step-00000003"
-    second = run(2, *train(*SETTINGS, "--resume", earlier, folder="two")).ok()
-    assert "goes on from step 3" in second.text
-    assert digest(second) == expected["digest"]
-    assert exact(tmp_path / "two") == expected["losses"][4:]
+@pytest.fixture(scope="module")
+def saved_by_four(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of step 3 that four ranks have written, and what came of the run after it."""
+    folder = tmp_path_factory.mktemp("four") / "run"
+    arguments = ["-m", "mpipar.train", "--data.dir", data, "--run.dir", folder, *TINY, *SETTINGS]
+    outcome = run(4, *map(str, arguments)).ok()
+    return folder / "checkpoints" / "step-00000003", {"digest": digest(outcome), "losses": exact(folder)}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 6, 8])
+def test_resumed_at_another_size(
+    train: Train, tmp_path: Path, saved_by_four: tuple[Path, dict[str, Any]], num_ranks: int
+) -> None:
+    """Three steps on four ranks, three on others: each reads a share of what four have written."""
+    checkpoint, expected = saved_by_four
+    outcome = run(num_ranks, *train(*SETTINGS, "--resume", checkpoint)).ok()
+    assert "goes on from step 3" in outcome.text
+    assert digest(outcome) == expected["digest"]
+    assert exact(tmp_path / "run") == expected["losses"][4:]
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_checkpoints_change_nothing(
+    train: Train, tmp_path: Path, saved_by_four: tuple[Path, dict[str, Any]], asynchronous: str
+) -> None:
+    """In the background or not, one after each step; some are kept for good."""
+    settings = ["--checkpoint.every", 1, "--checkpoint.keep", 1, "--checkpoint.keep-every", 2]
+    outcome = run(2, *train(*SETTINGS, *settings, "--checkpoint.asynchronous", asynchronous)).ok()
+    assert digest(outcome) == saved_by_four[1]["digest"]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000004", "step-00000006"]
+    for path in kept:
+        run(0, "-m", "mpipar.checkpoint", "verify", str(tmp_path / "run" / "checkpoints" / path)).ok()
 
 
 def test_what_would_break_the_promise_is_refused(train: Train) -> None:

@@ -153,11 +153,11 @@ def test_another_model_is_refused_and_left_alone(tmp_path, config, dtype, messag
 def test_damage_is_found_before_anything_is_changed(tmp_path):
     run, other = build(), build(seed=1)
     path = store(tmp_path, *run)
-    content = bytearray((path / "state.h5").read_bytes())
+    content = bytearray((path / "state-0.h5").read_bytes())
     with load(path) as checkpoint:
         last = checkpoint["weights/norm.weight"].numpy().tobytes()
     content[content.rindex(last)] ^= 1
-    (path / "state.h5").write_bytes(content)
+    (path / "state-0.h5").write_bytes(content)
     before = {name: tensor.detach().clone() for name, tensor in capture(*other).items()}
     with load(path) as checkpoint, pytest.raises(CheckpointError, match="damaged in block 0"):
         restore(*other, checkpoint)

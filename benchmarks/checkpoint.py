@@ -1,0 +1,246 @@
+"""Question: what does a checkpoint cost, beside a plain write of the same bytes, and how long does it hold up a run?
+
+    plain      one file, written and read in pieces of 8 MiB
+    mpipar     `--checkpoint.asynchronous false`: checksums, the folder's rename
+    torch      torch.distributed.checkpoint with sync_files=True; for a job of one rank
+
+Each write ends with an fsync, and each read begins with nothing of the files in the system's memory (as far as
+posix_fadvise drops it). The delay is that of a loop of matrix products: with a synchronous save, with one in the
+background, and with none; the copy of the state, which the run waits for, is timed by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from benchmarks.machine import begin
+from benchmarks.measure import Seconds, ratio, take_turns
+from mpipar.checkpoint import capture
+from mpipar.checkpoint.write import Notes
+from mpipar.comm import Communicator, agreement
+from mpipar.errors import ConfigError
+from mpipar.model import ModelConfig, Transformer, initialise
+from mpipar.train import resume
+from mpipar.train.config import TrainConfig
+from mpipar.train.optimizer import build_optimizer
+from mpipar.train.saver import Saver
+
+_PIECE_BYTES = 8 << 20
+_STEP_DIM = 1024  # of the matrices that stand for a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Times checkpoints against plain files and torch.distributed.checkpoint."""
+
+    layers: int = 12
+    """Transformer layers; with the other defaults the model has 124 M parameters."""
+    dim: int = 768
+    """Width of the residual stream."""
+    vocab_size: int = 50_304
+    """Token ids."""
+    rounds: int = 5
+    """Measurements of each contestant."""
+    folder: Path | None = None
+    """Where to write: on the disk that is in question; by default a temporary folder."""
+
+    def run(self, world: Communicator) -> None:
+        """Measures and prints. Collective."""
+        with agreement(world):
+            if self.rounds < 1:
+                raise ConfigError(f"--rounds {self.rounds} must be at least 1")
+        _, environment = begin(world)
+        if world.rank == 0:
+            print(environment.header(), flush=True)
+        tensors = self._state()
+        made = tempfile.mkdtemp(prefix="mpipar-checkpoint-", dir=self.folder) if world.rank == 0 else None
+        root = Path(world.broadcast_object(made))
+        try:
+            bench = Bench(root, world, tensors, self.rounds)
+            lines = [*bench.throughput(), *bench.delay()]
+        finally:
+            world.barrier()
+            if world.rank == 0:
+                shutil.rmtree(root)
+        if world.rank == 0:
+            print("\n".join(lines), flush=True)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and both moments of AdamW."""
+        config = ModelConfig(family="gpt2", layers=self.layers, dim=self.dim, heads=self.dim // 64)
+        model = Transformer(config, vocab_size=self.vocab_size)
+        initialise(model, seed=1)
+        optimizer = build_optimizer(model, TrainConfig())
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return capture(model, optimizer)
+
+
+class Bench:
+    """What is timed.
+
+    Args:
+        root: A folder that all ranks see.
+        world: All ranks.
+        tensors: The state, on each.
+        rounds: Measurements.
+    """
+
+    def __init__(self, root: Path, world: Communicator, tensors: dict[str, Tensor], rounds: int):
+        self._root = root
+        self._world = world
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._rounds = rounds
+        self._num_bytes = sum(x.numel() * x.element_size() for x in self._tensors.values())
+        self._savers = {
+            "sync": Saver(root / "mpipar", world, asynchronous=False),
+            "async": Saver(root / "mpipar", world, asynchronous=True),
+        }
+        self._share = world.chunk(self._num_bytes)
+        self._plain = np.zeros(self._share.stop - self._share.start, np.uint8)
+        self._plain[:] = np.resize(np.frombuffer(os.urandom(1 << 20), np.uint8), self._plain.size)
+
+    def throughput(self) -> list[str]:
+        """A table of writes and reads."""
+        writes: dict[str, Callable[[], object]] = {"plain": self._write_plain, "mpipar": self._save}
+        reads: dict[str, Callable[[], object]] = {"plain": self._read_plain, "mpipar": self._load}
+        if self._world.size == 1:
+            writes["torch"], reads["torch"] = self._write_torch, self._read_torch
+        written = take_turns(self._world, writes, rounds=self._rounds, warmup=1, prepare=self._remove)
+        read = take_turns(self._world, reads, rounds=self._rounds, warmup=1, prepare=self._forget)
+        lines = [
+            f"# {self._num_bytes / 1e6:,.0f} MB: {len(self._tensors)} tensors; medians of {self._rounds} rounds, with "
+            "quartiles of the ratios",
+            f"# {'':<8} {'write MB/s':>11} {'of plain':>20} {'read MB/s':>11} {'of plain':>20}",
+        ]
+        for name in writes:
+            cells = [self._rate(times[name]) + _of(times["plain"], times[name]) for times in (written, read)]
+            lines.append(f"  {name:<8} {' '.join(cells)}")
+        return lines
+
+    def delay(self) -> list[str]:
+        """How long a run is held up by a save."""
+        saves = [self._timed(self._save) for _ in range(2)]
+        num_steps = max(10, round(2.5 * min(saves) / min(self._timed(_step) for _ in range(5))))
+        runs: dict[str, Callable[[], object]] = {
+            name: partial(self._run, name, num_steps) for name in ("none", "sync", "async")
+        }
+        copies: list[float] = []
+        self._copies = copies
+        times = take_turns(self._world, runs, rounds=self._rounds, warmup=1, prepare=self._remove)
+        sync, behind = times["sync"] - times["none"], times["async"] - times["none"]
+        copy_s = float(np.median(copies))
+        part = (behind - copy_s) / np.median(sync)
+        low, middle, high = np.percentile(part * 100, [25, 50, 75])
+        step_ms = np.median(times["none"]) / num_steps * 1e3
+        return [
+            f"# a run of {num_steps} steps of {step_ms:.0f} ms, and a save after the first",
+            f"  held up by a synchronous save     {np.median(sync):7.2f} s",
+            f"  by one in the background          {np.median(behind):7.2f} s",
+            f"  of which the copy of the state    {copy_s:7.2f} s",
+            f"  the rest, of the synchronous save {middle:7.1f} % ({low:.1f} .. {high:.1f})",
+        ]
+
+    def _run(self, kind: str, num_steps: int) -> None:
+        for i in range(num_steps):
+            _step()
+            if i == 0 and kind != "none":
+                saver = self._savers[kind]
+                began = time.perf_counter()
+                saver.begin(self._notes(), self._tensors)
+                if kind == "async":
+                    self._copies.append(time.perf_counter() - began)
+            elif self._savers["async"].pending:
+                self._savers["async"].settle(wait=i == num_steps - 1)
+
+    def _notes(self) -> Notes:
+        return Notes(1, {}, {}, keep=1)
+
+    def _save(self) -> None:
+        ending = self._savers["sync"].begin(self._notes(), self._tensors)
+        assert ending is not None and not ending.failure
+
+    def _load(self) -> None:
+        resume.read(self._root / "mpipar" / "step-00000001", self._world)
+
+    def _write_plain(self) -> None:
+        descriptor = os.open(self._root / "plain", os.O_WRONLY | os.O_CREAT, 0o666)
+        for at in range(0, len(self._plain), _PIECE_BYTES):
+            os.pwrite(descriptor, self._plain[at : at + _PIECE_BYTES].data, self._share.start + at)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def _read_plain(self) -> None:
+        target = np.empty_like(self._plain)
+        descriptor = os.open(self._root / "plain", os.O_RDONLY)
+        for at in range(0, len(target), _PIECE_BYTES):
+            os.preadv(descriptor, [target[at : at + _PIECE_BYTES].data], self._share.start + at)
+        os.close(descriptor)
+
+    def _write_torch(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group is meant
+            writer = FileSystemWriter(self._root / "torch", sync_files=True)
+            dcp_save(dict(self._tensors), storage_writer=writer, no_dist=True)
+
+    def _read_torch(self) -> None:
+        into = {name: torch.empty_like(tensor) for name, tensor in self._tensors.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp_load(into, storage_reader=FileSystemReader(self._root / "torch"), no_dist=True)
+
+    def _remove(self, name: str) -> None:
+        """Before each write: what is there is gone, and the disk has nothing left to do."""
+        self._world.barrier()
+        if self._world.rank == 0:
+            for entry in self._root.iterdir():
+                if entry.name == name or (entry.name == "mpipar" and name in ("none", "sync", "async")):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            os.sync()
+        self._world.barrier()
+
+    def _forget(self, name: str) -> None:
+        """Before each read: what is read comes from the disk."""
+        for path in self._root.rglob("*"):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+    def _rate(self, times: Seconds) -> str:
+        return f"{self._num_bytes / 1e6 / np.median(times):>11,.0f} "
+
+    def _timed(self, action: Callable[[], object]) -> float:
+        """The slowest rank's seconds."""
+        self._world.barrier()
+        began = time.perf_counter()
+        action()
+        return float(self._world.all_reduce(np.array([time.perf_counter() - began]), "max")[0])
+
+
+def _step() -> None:
+    """Stands for a step of training: one thread multiplies matrices."""
+    x = torch.ones(_STEP_DIM, _STEP_DIM)
+    torch.mm(x, x).clamp_(0, 1)
+
+
+def _of(plain: Seconds, times: Seconds) -> str:
+    middle, low, high = (value * 100 for value in ratio(plain, times))
+    return f"{f'{middle:.0f} % ({low:.0f} .. {high:.0f})':>20}"
