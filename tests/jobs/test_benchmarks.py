@@ -156,3 +156,13 @@ def test_launches_that_cannot_be_are_refused() -> None:
 def test_deaths_that_cannot_be_are_refused() -> None:
     run(0, "-m", "benchmarks.recovery", "--ranks", "2", "--least", "2").refused("--least 2 must be at least 1")
     run(0, "-m", "benchmarks.recovery", "--data", "nix").refused("--data nix does not exist")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoints_beside_plain_files(ranks: int, tmp_path: Path) -> None:
+    small = ["--layers", "1", "--dim", "64", "--vocab-size", "300", "--rounds", "2", "--folder", str(tmp_path)]
+    outcome = ask("checkpoint", *small, ranks=ranks).ok()
+    contestants = [line.split()[0] for line in outcome.lines if line.startswith("  ") and " % (" in line]
+    assert contestants[: 4 - ranks] == ["plain", "mpipar", "torch"][: 4 - ranks]
+    assert "all but the copy" in outcome.text
+    assert list(tmp_path.iterdir()) == []

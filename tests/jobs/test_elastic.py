@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from mpipar.checkpoint import load
 from mpipar.comm.environment import mpi_facts
-from tests.jobs.launch import Job, Outcome, run
+from tests.jobs.launch import ROOT, Job, Outcome, run
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 
 Train = Callable[..., list[str]]
+FAILING = str(ROOT / "tests" / "jobs" / "failing.py")
 STEPS = 40
 SETTINGS = ["--train.steps", STEPS, "--train.global-batch", 8, "--train.eval-every", 10, "--checkpoint.every", 10]
 SETTINGS += ["--comm.timeout-s", 20]
@@ -84,6 +86,24 @@ def test_a_rank_that_hangs_is_ended(
     outcome = disturbed(arguments, [(12, [0])], signal.SIGSTOP, ranks=3).ok()
     assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
     assert "lost    rank 0 died" in outcome.text
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["the leader", "another"])
+def test_a_death_while_a_checkpoint_is_written(
+    train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]], victim: int
+) -> None:
+    """Rank 1 is slow with its share of step 10, and another dies: what is half-written is given up, and made anew."""
+    job = Job(3, FAILING, "slow", "1", "1", *train(*SETTINGS, "--checkpoint.keep", 9)[2:], options=SURVIVABLE)
+    job.wait_for(f"step     11/{STEPS}")
+    assert list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
+    os.kill(job.ranks()[victim], signal.SIGKILL)
+    outcome = job.finish().ok()
+    assert (digest(outcome), metrics(tmp_path / "run")) == undisturbed
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert len(kept) == 4 and "step-00000010" not in kept, "a later one in its place"
+    for name in kept:
+        with load(tmp_path / "run" / "checkpoints" / name) as found:
+            found.verify()
 
 
 def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: tuple[str, list[tuple[Any, ...]]]) -> None:
