@@ -5,8 +5,8 @@
     torch      torch.distributed.checkpoint with sync_files=True; for a job of one rank
 
 Each write ends with an fsync, and each read begins with nothing of the files in the system's memory (as far as
-posix_fadvise drops it). The delay is that of a loop of matrix products: with a synchronous save, with one in the
-background, and with none; the copy of the state, which the run waits for, is timed by itself.
+posix_fadvise drops it). What a run waits for is a synchronous save, or, of one in the background, the copy of the state
+and a look after each step; and its steps, here a product of matrices, may take longer while another core writes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from mpipar.train.saver import Saver
 
 _PIECE_BYTES = 8 << 20
 _STEP_DIM = 1024  # of the matrices that stand for a step
+_STEPS = 50  # before a save, to know how long they take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +110,8 @@ class Bench:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self._rounds = rounds
         self._num_bytes = sum(x.numel() * x.element_size() for x in self._tensors.values())
-        self._savers = {
-            "sync": Saver(root / "mpipar", world, asynchronous=False),
-            "async": Saver(root / "mpipar", world, asynchronous=True),
-        }
+        self._at_once = Saver(root / "mpipar", world, asynchronous=False)
+        self._saver = Saver(root / "mpipar", world, asynchronous=True)
         self._share = world.chunk(self._num_bytes)
         self._plain = np.zeros(self._share.stop - self._share.start, np.uint8)
         self._plain[:] = np.resize(np.frombuffer(os.urandom(1 << 20), np.uint8), self._plain.size)
@@ -137,44 +136,36 @@ class Bench:
 
     def delay(self) -> list[str]:
         """How long a run is held up by a save."""
-        saves = [self._timed(self._save) for _ in range(2)]
-        num_steps = max(10, round(2.5 * min(saves) / min(self._timed(_step) for _ in range(5))))
-        runs: dict[str, Callable[[], object]] = {
-            name: partial(self._run, name, num_steps) for name in ("none", "sync", "async")
-        }
-        copies: list[float] = []
-        self._copies = copies
-        times = take_turns(self._world, runs, rounds=self._rounds, warmup=1, prepare=self._remove)
-        sync, behind = times["sync"] - times["none"], times["async"] - times["none"]
-        copy_s = float(np.median(copies))
-        part = (behind - copy_s) / np.median(sync)
-        low, middle, high = np.percentile(part * 100, [25, 50, 75])
-        step_ms = np.median(times["none"]) / num_steps * 1e3
+        rounds = np.array([self._delay() for _ in range(self._rounds + 1)][1:])  # the first is to warm up
+        sync, copy, looks, slower = np.median(rounds, axis=0)
+        low, middle, high = np.percentile((rounds[:, 2] + rounds[:, 3]) / rounds[:, 0] * 100, [25, 50, 75])
         return [
-            f"# a run of {num_steps} steps of {step_ms:.0f} ms, and a save after the first",
-            f"  held up by a synchronous save     {np.median(sync):7.2f} s",
-            f"  by one in the background          {np.median(behind):7.2f} s",
-            f"  of which the copy of the state    {copy_s:7.2f} s",
-            f"  the rest, of the synchronous save {middle:7.1f} % ({low:.1f} .. {high:.1f})",
+            "# a run of steps on one thread a rank, held up by a save; s, medians",
+            f"  synchronous                                {sync:7.3f}",
+            f"  in the background: the copy of the state   {copy:7.3f}",
+            f"    looks at what was written                {looks:7.3f}",
+            f"    steps meanwhile, longer than before      {slower:7.3f}",
+            f"    all but the copy, of the synchronous     {middle:7.1f} % ({low:.1f} .. {high:.1f})",
         ]
 
-    def _run(self, kind: str, num_steps: int) -> None:
-        for i in range(num_steps):
-            _step()
-            if i == 0 and kind != "none":
-                saver = self._savers[kind]
-                began = time.perf_counter()
-                saver.begin(self._notes(), self._tensors)
-                if kind == "async":
-                    self._copies.append(time.perf_counter() - began)
-            elif self._savers["async"].pending:
-                self._savers["async"].settle(wait=i == num_steps - 1)
+    def _delay(self) -> list[float]:
+        """Seconds: of a synchronous save; of one in the background the copy, the looks, and what steps took longer."""
+        self._remove("mpipar")
+        sync = self._timed(self._save)
+        self._remove("mpipar")
+        saver, looks, slower = self._saver, 0.0, 0.0
+        usual = float(np.mean([self._timed(_step) for _ in range(_STEPS)]))
+        copy = self._timed(partial(saver.begin, self._notes(), self._tensors))
+        while saver.pending:
+            slower += self._timed(_step) - usual
+            looks += self._timed(partial(saver.settle, wait=False))
+        return [sync, copy, looks, slower]
 
     def _notes(self) -> Notes:
         return Notes(1, {}, {}, keep=1)
 
     def _save(self) -> None:
-        ending = self._savers["sync"].begin(self._notes(), self._tensors)
+        ending = self._at_once.begin(self._notes(), self._tensors)
         assert ending is not None and not ending.failure
 
     def _load(self) -> None:
@@ -211,7 +202,7 @@ class Bench:
         self._world.barrier()
         if self._world.rank == 0:
             for entry in self._root.iterdir():
-                if entry.name == name or (entry.name == "mpipar" and name in ("none", "sync", "async")):
+                if entry.name == name:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             os.sync()
         self._world.barrier()

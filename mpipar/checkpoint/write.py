@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +185,8 @@ class Share:
         """
         if self.rank == 0:
             publish_folder(partial, folder_of(partial.parent, notes.step))
-            discard_old(partial.parent, notes.step, notes.keep, notes.keep_every)
+            with suppress(OSError):  # this one is there; old ones that are left are tried again with the next
+                discard_old(partial.parent, notes.step, notes.keep, notes.keep_every)
 
 
 def begin(root: Path, step: int) -> Path:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,8 @@ class Saver:
         self._pending = None
         self._comm.barrier()
         if self._comm.rank == 0 and self._root.is_dir():
-            remove_partials(self._root)
+            with suppress(OSError):  # a disk that is out of order; the next checkpoint tries again
+                remove_partials(self._root)
         return was_pending
 
     def _make_folder(self, step: int) -> tuple[Path | None, str]:

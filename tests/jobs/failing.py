@@ -5,6 +5,7 @@ nan      the rank's loss is not a number, in STEP alone
 nans     the same from STEP on
 hang     the rank sleeps
 apart    the rank cannot open the memory of others on its host, as in a container of its own; STEP does not matter
+slow     the rank takes three seconds for its part of each of its first STEP checkpoints
 full     the system takes no files from the rank, as if the disk was full, for its first STEP checkpoints
 """
 
@@ -56,11 +57,14 @@ def faulty_main(world: Communicator) -> None:
     def faulty_write(self: Share, *arguments: Any) -> object:
         global calls
         calls += 1
+        if fault == "slow":
+            time.sleep(3 if calls <= step else 0)
+            return write(self, *arguments)
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if calls <= step else hard, hard))
         return write(self, *arguments)
 
-    if fault != "full":
+    if fault not in ("full", "slow"):
         Transformer.loss = faulty_loss  # type: ignore[assignment, method-assign]
     elif world.rank == victim:
         Share.write = faulty_write  # type: ignore[method-assign, assignment]

@@ -163,3 +163,13 @@ def test_random_reads_beside_numpy() -> None:
     rows = [line.split()[0] for line in outcome.lines if line.startswith("  ")]
     assert set(rows) == {"stored", "batch", "first", "all", "start", "no", "memory"}
     assert outcome.text.count("numpy memmap  ") >= 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoints_beside_plain_files(ranks: int, tmp_path: Path) -> None:
+    small = ["--layers", "1", "--dim", "64", "--vocab-size", "300", "--rounds", "2", "--folder", str(tmp_path)]
+    outcome = ask("checkpoint", *small, ranks=ranks).ok()
+    contestants = [line.split()[0] for line in outcome.lines if line.startswith("  ") and " % (" in line]
+    assert contestants[: 4 - ranks] == ["plain", "mpipar", "torch"][: 4 - ranks]
+    assert "all but the copy" in outcome.text
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mpipar.checkpoint import load
 from mpipar.comm.environment import mpi_facts
 from tests.jobs.launch import ROOT, Job, Outcome, run
 from tests.jobs.results import digest, exact
@@ -21,6 +22,7 @@ pytestmark = [
 
 Train = Callable[..., list[str]]
 Result = tuple[str, list[dict[str, Any]]]
+FAILING = str(ROOT / "tests" / "jobs" / "failing.py")
 STEPS = 40
 SETTINGS = ["--train.steps", STEPS, "--train.global-batch", 8, "--train.eval-every", 10, "--checkpoint.every", 10]
 SETTINGS += ["--comm.timeout-s", 20]
@@ -79,8 +81,7 @@ def test_where_ranks_cannot_share_memory_the_run_does_without(
     train: Train, tmp_path: Path, undisturbed: Result
 ) -> None:
     """Nothing is claimed, nobody is watched, gradients go round in messages; a death is survived all the same."""
-    failing = str(ROOT / "tests" / "jobs" / "failing.py")
-    arguments = [failing, "apart", "1", "0", *train(*SETTINGS, "--elastic.hang-s", 2)[2:]]
+    arguments = [FAILING, "apart", "1", "0", *train(*SETTINGS, "--elastic.hang-s", 2)[2:]]
     outcome = disturbed(arguments, [(12, [2])], ranks=3).ok()
     assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
     reason = "a neighbour's memory cannot be opened: Permission denied"
@@ -90,6 +91,22 @@ def test_where_ranks_cannot_share_memory_the_run_does_without(
         f"note    a rank that hangs will not be ended: {reason}",
     ):
         assert outcome.lines.count(told) == 1, outcome.text
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["the leader", "another"])
+def test_a_death_while_a_checkpoint_is_written(train: Train, tmp_path: Path, undisturbed: Result, victim: int) -> None:
+    """Rank 1 is slow with its share of step 10, and another dies: what is half-written is given up, and made anew."""
+    job = Job(3, FAILING, "slow", "1", "1", *train(*SETTINGS, "--checkpoint.keep", 9)[2:], options=SURVIVABLE)
+    job.wait_for(f"step     11/{STEPS}")
+    assert list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
+    os.kill(job.ranks()[victim], signal.SIGKILL)
+    outcome = job.finish().ok()
+    assert (digest(outcome), exact(tmp_path / "run")) == undisturbed
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert len(kept) == 4 and "step-00000010" not in kept, "a later one in its place"
+    for name in kept:
+        with load(tmp_path / "run" / "checkpoints" / name) as found:
+            found.verify()
 
 
 def test_a_spare_steps_in(train: Train, tmp_path: Path, undisturbed: Result) -> None:
