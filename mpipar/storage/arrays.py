@@ -84,10 +84,11 @@ class ArrayFile:
         self._known: Header | None = None
         self._known = self.header = self._read_header() if header is None else header
         self.attributes = self.header.layout.attributes
-        self._arrays: dict[str, StoredArray] = {}
+        self._arrays: dict[str, StoredArray] = {}  # those that were asked for
+        self._places: dict[str, tuple[Extent, int]] = {}  # and where each is, with the number of its first block
         first_block = 0
         for extent in self.header.layout.extents:
-            self._arrays[extent.name] = StoredArray(self, extent, first_block)
+            self._places[extent.name] = extent, first_block
             first_block += extent.num_blocks
 
     def __repr__(self) -> str:
@@ -96,13 +97,14 @@ class ArrayFile:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the arrays, sorted."""
-        return tuple(self._arrays)
+        return tuple(self._places)
 
     def __getitem__(self, name: str) -> StoredArray:
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}") from None
+        if name not in self._places:
+            raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}")
+        if name not in self._arrays:
+            self._arrays[name] = StoredArray(self, *self._places[name])
+        return self._arrays[name]
 
     def open(self) -> OpenArrays:
         """Opens the file and looks whether it is the one that is known; called by what keeps it open."""
@@ -113,13 +115,13 @@ class ArrayFile:
                     raise HeaderError("is not the file that was described before: it was replaced")
         return opened
 
-    def read_into(self, array: Array, begin: int) -> None:
-        """Fills a contiguous one-dimensional array with the bytes of the file from `begin` on, unchecked."""
-        self._files.get(self).read_into(array, begin)
+    def opened(self) -> OpenArrays:
+        """The file, open. It stays so as long as somebody holds what this returns."""
+        return self._files.get(self)
 
     def crc32(self, block: int) -> int:
         """What the checksum of a block has to be; blocks are numbered through all arrays."""
-        opened = self._files.get(self)
+        opened = self.opened()
         if opened.checksums is None:
             with self._named():
                 opened.checksums = opened.read_checksums(self.header)
@@ -127,8 +129,8 @@ class ArrayFile:
 
     def verify(self) -> None:
         """Checks every block of every array. Raises DataError that names the first damaged one."""
-        for array in self._arrays.values():
-            array.verify()
+        for name in self.names:
+            self[name].verify()
 
     def close(self) -> None:
         """Ends the reading. Where others keep the file open, they end it."""
@@ -144,7 +146,7 @@ class ArrayFile:
         self.close()
 
     def _read_header(self) -> Header:
-        opened = self._files.get(self)
+        opened = self.opened()
         with self._named():
             block = opened.read_user_block()
             header = Header(block, parse(opened.read(USER_BLOCK_BYTES, block.header_bytes).tobytes(), block))
@@ -183,7 +185,7 @@ class StoredArray:
             raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
         if self._is_checked(start, stop):
             out = np.empty(stop - start, self.dtype)
-            self._file.read_into(out, self._offset + start * self._itemsize)
+            self._file.opened().read_into(out, self._offset + start * self._itemsize)
             return out
         begin, end = start * self._itemsize, stop * self._itemsize
         first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
@@ -197,7 +199,7 @@ class StoredArray:
         """Fills a contiguous one-dimensional array with the elements from `start` on, checked as in `read`."""
         stop = start + out.size
         if start >= 0 and stop <= self.size and out.dtype == self.dtype and self._is_checked(start, stop):
-            self._file.read_into(out, self._offset + start * self._itemsize)
+            self._file.opened().read_into(out, self._offset + start * self._itemsize)
         else:
             out[:] = self.read(start, stop)
 
@@ -219,7 +221,7 @@ class StoredArray:
     def _read_checked(self, first: int, last: int) -> Array:
         begin, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._nbytes)
         raw = np.empty(end - begin, BYTE)
-        self._file.read_into(raw, self._offset + begin)
+        self._file.opened().read_into(raw, self._offset + begin)
         for block in range(first, last):
             if self._unchecked[block]:
                 at = (block - first) * BLOCK_BYTES
