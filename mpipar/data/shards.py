@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from mpipar.data import tokenizer
 from mpipar.data.index import Inventory, read_index, write_index
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, write_arrays
+from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, room_for_files, write_arrays
 
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "val")
-MOST_OPEN = 128  # files at a time; a process may often have 1,024, on some systems 256
 
 _FORMAT = "mpipar-shard"
 _VERSION = 1
@@ -65,7 +64,7 @@ class ShardSet:
         self.folder = folder
         self.split = split
         self.unigrams = inventory.unigrams
-        self._files: ArrayFiles = OpenFiles(MOST_OPEN) if files is None else files
+        self._files: ArrayFiles = OpenFiles(room_for_files()) if files is None else files
         self._owns_files = files is None
         self.shards = tuple(
             Shard(folder / shard_name(split, index), header, self._files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpipar.storage.arrays import ArrayFile, ArrayFiles, StoredArray, write_arrays
 from mpipar.storage.atomic import atomic_file, atomic_folder, remove_folder, remove_partials
-from mpipar.storage.files import OpenFiles
+from mpipar.storage.files import OpenFiles, room_for_files
 from mpipar.storage.header import BLOCK_BYTES, Header
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "atomic_folder",
     "remove_folder",
     "remove_partials",
+    "room_for_files",
     "write_arrays",
 ]

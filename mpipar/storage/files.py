@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable
 from functools import lru_cache
@@ -101,6 +102,12 @@ class OpenFiles(Generic[Opened]):
         """Lets go of all. Nothing can be opened from here on."""
         self.get = _refuse
         self._opened.cache_clear()
+
+
+def room_for_files() -> int:
+    """How many files may well be open at a time: 512, or a quarter of what the process may have, where that is less."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 512 if soft == resource.RLIM_INFINITY else max(1, min(512, soft // 4))
 
 
 def _open(what: CanOpen[Opened]) -> Opened:
