@@ -1,4 +1,7 @@
-"""The same windows in a litdata data set (Lightning AI), where litdata is installed: `pip install litdata`."""
+"""The same windows in a litdata data set (Lightning AI), where litdata is installed: `pip install litdata`.
+
+MosaicML's streaming is no peer here: it cannot be had without torchvision, and that not without a torch of its own.
+"""
 
 from __future__ import annotations
 

@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from mpipar.data import tokenizer
 from mpipar.data.index import Inventory, read_index, write_index
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, write_arrays
+from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, room_for_files, write_arrays
 
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "val")
-MOST_OPEN = 128  # files at a time; a process may often have 1,024, on some systems 256
 
 _FORMAT = "mpipar-shard"
 _VERSION = 1
@@ -65,7 +64,7 @@ class ShardSet:
         self.folder = folder
         self.split = split
         self.unigrams = inventory.unigrams
-        self._files: ArrayFiles = OpenFiles(MOST_OPEN) if files is None else files
+        self._files: ArrayFiles = OpenFiles(room_for_files()) if files is None else files
         self._owns_files = files is None
         self.shards = tuple(
             Shard(folder / shard_name(split, index), header, self._files)
@@ -212,8 +211,7 @@ def take_inventory(folder: Path, split: str) -> Inventory:
     """
     paths = shard_paths(folder, split)
     inventory = read_index(folder / index_name(split), paths) or _open_one_by_one(paths)
-    with ShardSet(folder, split, inventory) as found:
-        _check_together(folder, split, paths, found.shards)
+    _check_together(folder, split, paths, inventory.headers)
     return inventory
 
 
@@ -327,24 +325,25 @@ def write_shard(
         ) from error
 
 
-def _check_together(folder: Path, split: str, paths: Sequence[Path], shards: Sequence[Shard]) -> None:
-    first = shards[0]
-    for index in range(first.num_shards):
-        if index >= len(shards) or shards[index].index != index or paths[index] != shards[index].path:
+def _check_together(folder: Path, split: str, paths: Sequence[Path], headers: Sequence[Header]) -> None:
+    described = [header.layout.attributes for header in headers]
+    first = described[0]
+    for index in range(int(first["num_shards"])):
+        if index >= len(paths) or paths[index].name != shard_name(split, index) or described[index]["index"] != index:
             raise DataError(
-                f"{folder}: {shard_name(split, index)} of {first.num_shards} {split} shards is missing. Copy it again, "
-                "or pack the data set again"
+                f"{folder}: {shard_name(split, index)} of {first['num_shards']} {split} shards is missing. Copy it "
+                "again, or pack the data set again"
             )
-    for shard in shards:
-        mine = (shard.split, shard.num_shards, shard.tokenizer_id, shard.vocab_size)
-        if mine != (split, first.num_shards, first.tokenizer_id, first.vocab_size):
-            raise DataError(f"{shard.path} is of another data set than {first.path.name}: one folder, one data set")
+    for path, attributes in zip(paths, described, strict=True):
+        alike = all(attributes[key] == first[key] for key in ("num_shards", "tokenizer", "vocab_size"))
+        if attributes["split"] != split or not alike:
+            raise DataError(f"{path} is of another data set than {paths[0].name}: one folder, one data set")
     try:
         found = tokenizer.identity((folder / TOKENIZER_FILE).read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {folder / TOKENIZER_FILE}: {error.strerror}. It belongs to the shards") from error
-    if found != first.tokenizer_id:
+    if found != first["tokenizer"]:
         raise DataError(
             f"{folder / TOKENIZER_FILE} is not the tokenizer that made the shards: its identity is {found[:12]}, "
-            f"theirs {first.tokenizer_id[:12]}. Bring back the file that was packed with them, or pack again"
+            f"theirs {str(first['tokenizer'])[:12]}. Bring back the file that was packed with them, or pack again"
         )

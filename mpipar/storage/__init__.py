@@ -1,3 +1,7 @@
+"""Files that are whole or not there: atomic writes, and named arrays in HDF5 with a checksum on every block."""
+
+from __future__ import annotations
+
 from mpipar.storage.arrays import ArrayFile, ArrayFiles, StoredArray
 from mpipar.storage.atomic import (
     atomic_file,
@@ -9,7 +13,7 @@ from mpipar.storage.atomic import (
     remove_folder,
     remove_partials,
 )
-from mpipar.storage.files import OpenFiles
+from mpipar.storage.files import OpenFiles, room_for_files
 from mpipar.storage.header import BLOCK_BYTES, Header, Shape
 from mpipar.storage.lock import FileLock
 from mpipar.storage.writer import ArrayWriter, Blueprint, Checksums, table_checksum, write_arrays
@@ -34,6 +38,7 @@ __all__ = [
     "put_in_place",
     "remove_folder",
     "remove_partials",
+    "room_for_files",
     "table_checksum",
     "write_arrays",
 ]

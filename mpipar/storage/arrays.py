@@ -55,10 +55,11 @@ class ArrayFile:
         self._known: Header | None = None
         self._known = self.header = self._read_header() if header is None else header
         self.attributes = self.header.layout.attributes
-        self._arrays: dict[str, StoredArray] = {}
+        self._arrays: dict[str, StoredArray] = {}  # those that were asked for
+        self._places: dict[str, tuple[Extent, int]] = {}  # and where each is, with the number of its first block
         first_block = 0
         for extent in self.header.layout.extents:
-            self._arrays[extent.name] = StoredArray(self, extent, first_block)
+            self._places[extent.name] = extent, first_block
             first_block += extent.num_blocks
 
     def __repr__(self) -> str:
@@ -67,13 +68,14 @@ class ArrayFile:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the arrays, sorted."""
-        return tuple(self._arrays)
+        return tuple(self._places)
 
     def __getitem__(self, name: str) -> StoredArray:
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}") from None
+        if name not in self._places:
+            raise DataError(f"{self.path}: has no array {name!r}; it has {', '.join(self.names) or 'none'}")
+        if name not in self._arrays:
+            self._arrays[name] = StoredArray(self, *self._places[name])
+        return self._arrays[name]
 
     def open(self) -> OpenArrays:
         """Opens the file and looks whether it is the one that is known; called by what keeps it open."""
@@ -84,17 +86,13 @@ class ArrayFile:
                     raise HeaderError("is not the file that was described before: it was replaced")
         return opened
 
-    def read_into(self, array: Array, begin: int) -> None:
-        """Fills a contiguous one-dimensional array with the bytes of the file from `begin` on, unchecked."""
-        self._files.get(self).read_into(array, begin)
-
-    def expect(self, begin: int, num_bytes: int) -> None:
-        """Bytes from `begin` on are needed soon."""
-        self._files.get(self).expect(begin, num_bytes)
+    def opened(self) -> OpenArrays:
+        """The file, open. It stays so as long as somebody holds what this returns."""
+        return self._files.get(self)
 
     def crcs(self) -> Array:
         """What the checksums of all blocks have to be, [blocks]; they are numbered through all arrays."""
-        opened = self._files.get(self)
+        opened = self.opened()
         if opened.checksums is None:
             with self._named():
                 opened.checksums = opened.read_checksums(self.header)
@@ -106,9 +104,9 @@ class ArrayFile:
         Raises:
             DataError: Names the first damage.
         """
-        for array in self._arrays.values():
-            array.verify()
-        opened, layout = self._files.get(self), self.header.layout
+        for name in self.names:
+            self[name].verify()
+        opened, layout = self.opened(), self.header.layout
         end = self.header.block.header_bytes
         extents = [extent for extent in (*layout.extents, layout.checksums) if extent.size]
         bounds = sorted((extent.offset, extent.offset + extent.nbytes) for extent in extents)
@@ -131,7 +129,7 @@ class ArrayFile:
         self.close()
 
     def _read_header(self) -> Header:
-        opened = self._files.get(self)
+        opened = self.opened()
         with self._named():
             block = opened.read_user_block()
             metadata = opened.read(USER_BLOCK_BYTES, block.header_bytes).tobytes()
@@ -174,18 +172,26 @@ class StoredArray:
             DataError: A touched block is damaged, or the file was truncated or replaced meanwhile.
             IndexError: The range is not within the array.
         """
-        out = np.empty(max(0, stop - start), self.dtype)
-        self._read_into(start, stop, out)
+        if not 0 <= start <= stop <= self.size:
+            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+        out = np.empty(stop - start, self.dtype)
+        if self._is_checked(start, stop):
+            self._file.opened().read_into(out, self._offset + start * self._itemsize)
+        else:
+            self._read_checked(start * self._itemsize, out.view(BYTE))
         return out
 
     def read_into(self, start: int, out: Array) -> None:
         """Fills an array that lies in one piece with the elements from `start` on, as in `read`, or converted."""
-        assert out.flags.c_contiguous
-        flat = out.reshape(-1)
-        if out.dtype == self.dtype:
-            self._read_into(start, start + out.size, flat)
+        stop = start + out.size
+        if not 0 <= start <= stop <= self.size:
+            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+        if out.dtype == self.dtype and self._is_checked(start, stop):
+            self._file.opened().read_into(out, self._offset + start * self._itemsize)
+        elif out.dtype == self.dtype:
+            self._read_checked(start * self._itemsize, out.reshape(-1).view(BYTE))
         else:
-            flat[:] = self.read(start, start + out.size)
+            out.reshape(-1)[:] = self.read(start, stop)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -198,14 +204,6 @@ class StoredArray:
         for begin in range(0, self._nbytes, BLOCK_BYTES):
             self._read_checked(begin, raw[: self._nbytes - begin])
 
-    def _read_into(self, start: int, stop: int, out: Array) -> None:
-        if not 0 <= start <= stop <= self.size:
-            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        if self._is_checked(start, stop):
-            self._file.read_into(out, self._offset + start * self._itemsize)
-        else:
-            self._read_checked(start * self._itemsize, out.view(BYTE))
-
     def _is_checked(self, start: int, stop: int) -> bool:
         """Whether the blocks of these elements have been touched before."""
         per_block = self._block_elements
@@ -217,11 +215,12 @@ class StoredArray:
         first, last = begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         for block in range(first, last):
             if (block - first) % _AHEAD_BLOCKS == 0 and last - block > _AHEAD_BLOCKS:
-                self._file.expect(self._offset + (block + _AHEAD_BLOCKS) * BLOCK_BYTES, _AHEAD_BLOCKS * BLOCK_BYTES)
+                ahead = (block + _AHEAD_BLOCKS) * BLOCK_BYTES
+                self._file.opened().expect(self._offset + ahead, _AHEAD_BLOCKS * BLOCK_BYTES)
             low, high = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self._nbytes)
             part = target[max(low - begin, 0) : high - begin]
             if not self._unchecked[block]:
-                self._file.read_into(part, self._offset + max(low, begin))
+                self._file.opened().read_into(part, self._offset + max(low, begin))
             elif part.size == high - low:
                 self._read_block(block, part)
             else:
@@ -231,7 +230,7 @@ class StoredArray:
                 part[:] = whole[skip : skip + part.size]
 
     def _read_block(self, block: int, target: Array) -> None:
-        self._file.read_into(target, self._offset + block * BLOCK_BYTES)
+        self._file.opened().read_into(target, self._offset + block * BLOCK_BYTES)
         if zlib.crc32(target.data) != self._file.crcs()[self._first_block + block]:
             raise DataError(
                 f"{self._file.path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable
 from functools import lru_cache
@@ -52,7 +53,7 @@ class OpenFile:
         return array
 
     def read_into(self, array: np.ndarray[Any, Any], begin: int) -> None:
-        """Fills a contiguous one-dimensional array with the bytes from `begin` on."""
+        """Fills an array that lies in one piece with the bytes from `begin` on."""
         end = begin + array.nbytes
         missing: Any = array
         while begin < end:
@@ -67,7 +68,7 @@ class OpenFile:
                 )
             begin += count
             if begin < end:
-                missing = array.view(BYTE)[begin - end :]
+                missing = array.reshape(-1).view(BYTE)[begin - end :]
 
     def expect(self, begin: int, num_bytes: int) -> None:
         """Asks the system to fetch bytes that are needed soon."""
@@ -106,6 +107,12 @@ class OpenFiles(Generic[Opened]):
         """Lets go of all. Nothing can be opened from here on."""
         self.get = _refuse
         self._opened.cache_clear()
+
+
+def room_for_files() -> int:
+    """How many files may well be open at a time: 512, or a quarter of what the process may have, where that is less."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 512 if soft == resource.RLIM_INFINITY else max(1, min(512, soft // 4))
 
 
 def _open(what: CanOpen[Opened]) -> Opened:

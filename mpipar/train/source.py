@@ -10,9 +10,9 @@ import numpy as np
 
 from mpipar.comm.counter import Counter
 from mpipar.data import Inventory, Loader, Microbatch, Samples, Sequences, ShardSet, Tokenizer, validation_loader
-from mpipar.data.shards import MOST_OPEN, entropy, take_inventory
+from mpipar.data.shards import entropy, take_inventory
 from mpipar.errors import ConfigError, DataError
-from mpipar.storage import ArrayFiles, OpenFiles
+from mpipar.storage import ArrayFiles, OpenFiles, room_for_files
 from mpipar.train.config import Config
 from mpipar.train.dealing import Dealing, Team
 
@@ -68,7 +68,7 @@ class Source:
 
     def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None):
         data, train = config.data, config.train
-        self._files: ArrayFiles = OpenFiles(MOST_OPEN)
+        self._files: ArrayFiles = OpenFiles(room_for_files())
         self.sets = self._open(data.dir, "train", stock.train)
         self.samples = Samples(
             self.sets,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mpipar.errors import DataError
-from mpipar.storage import BLOCK_BYTES, ArrayFile, write_arrays
+from mpipar.storage import BLOCK_BYTES, ArrayFile, room_for_files, write_arrays
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", ">f4", ">i8", "<c8", "<c16"]
 
@@ -303,6 +303,12 @@ def test_a_file_of_another_program_is_an_error(path):
         file["a"] = np.ones(3)
     with pytest.raises(DataError, match="not a file of arrays"):
         ArrayFile(path)
+
+
+@pytest.mark.parametrize(("limit", "room"), [(256, 64), (1024, 256), (20_000, 512), (resource.RLIM_INFINITY, 512)])
+def test_room_for_files(monkeypatch, limit, room):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert room_for_files() == room
 
 
 def test_readers_in_two_processes_after_a_fork(path):
