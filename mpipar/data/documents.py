@@ -21,6 +21,7 @@ LONGEST_RECORD_BYTES = 16 << 20
 """A longer line or text is no document but a dump, and would hold up everything else."""
 
 _MIB = 1 << 20
+_MARK = b"\xef\xbb\xbf"  # which some editors begin UTF-8 files with
 _TOO_LONG = f"more than {LONGEST_RECORD_BYTES >> 20} MiB"
 
 
@@ -95,7 +96,7 @@ def _range(file: BinaryIO, piece: Piece) -> bytes:
     start, stop = (_cut_at(file, offset, piece.file.num_bytes) for offset in (piece.start, piece.stop))
     file.seek(start)
     text = file.read(stop - start)
-    return text.removeprefix(b"\xef\xbb\xbf") if start == 0 else text  # the mark some editors begin UTF-8 files with
+    return text.removeprefix(_MARK) if start == 0 else text
 
 
 def _cut_at(file: BinaryIO, offset: int, num_bytes: int) -> int:
@@ -147,7 +148,7 @@ def _of_rows(rows: Iterator[bytes | None], tally: Tally) -> Iterator[bytes]:
 
 def _text_of_json(line: bytes, text_field: str) -> bytes:
     try:
-        record = json.loads(line)
+        record = json.loads(line.removeprefix(_MARK).decode("utf-8"))  # of bytes, json would guess the encoding
     except UnicodeDecodeError as error:
         raise _not_utf8(error) from error
     except (ValueError, RecursionError) as error:

@@ -13,9 +13,13 @@
 
 enum kind { OTHER, LETTER, DIGIT, SIGN, SPACE };
 
+/* Most words have 8 bytes at most and one id: those are in the slot itself, and a look-up touches nothing else. */
 struct slot {
-    uint64_t hash; /* 0: free */
-    uint32_t word, word_bytes, ids, num_ids; /* places in the two stores */
+    uint64_t key;  /* the bytes of a short word, the hash of a long one */
+    uint32_t size; /* of the word, in bytes; 0: the slot is free */
+    uint32_t word; /* the place of a long word in its store */
+    uint32_t ids;  /* the id of a word that has one; otherwise the place of its ids in their store */
+    uint32_t num_ids;
 };
 
 struct table {
@@ -73,22 +77,37 @@ static const uint8_t *next_word(const uint8_t *p, const uint8_t *end) {
     return end;
 }
 
-static uint64_t hash_of(const uint8_t *p, int64_t size) {
-    uint64_t hash = (uint64_t)size * 0x9E3779B97F4A7C15u, part;
+static uint64_t mixed(uint64_t x) {
+    x *= 0xD6E8FEB86659FD93u;
+    return x ^ (x >> 32);
+}
+
+static uint64_t key_of(const uint8_t *p, int64_t size, const uint8_t *end) {
+    uint64_t key = 0, part;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    if (size <= 8 && end - p >= 8) {
+        memcpy(&key, p, 8);
+        return key & (~0ull >> (64 - 8 * size));
+    }
+#endif
+    if (size <= 8) {
+        memcpy(&key, p, (size_t)size);
+        return key;
+    }
     for (; size > 0; p += 8, size -= 8) {
         part = 0;
         memcpy(&part, p, size < 8 ? (size_t)size : 8);
-        hash = (hash ^ part) * 0xD6E8FEB86659FD93u;
-        hash ^= hash >> 32;
+        key = mixed(key ^ part);
     }
-    return hash | 1;
+    return key;
 }
 
-static struct slot *find(const struct table *table, const uint8_t *word, int64_t size, uint64_t hash) {
-    for (uint64_t i = hash >> 20;; i++) {
+/* The slot of a word, or the free one where it belongs. */
+static struct slot *find(const struct table *table, const uint8_t *word, int64_t size, uint64_t key) {
+    for (uint64_t i = mixed(key ^ mixed((uint64_t)size)) >> 8;; i++) {
         struct slot *slot = &table->slots[i & (table->num_slots - 1)];
-        if (!slot->hash ||
-            (slot->hash == hash && slot->word_bytes == size && !memcmp(table->words + slot->word, word, (size_t)size)))
+        if (!slot->size || (slot->key == key && slot->size == size &&
+                            (size <= 8 || !memcmp(table->words + slot->word, word, (size_t)size))))
             return slot;
     }
 }
@@ -102,14 +121,16 @@ int64_t mpipar_encode(
     int64_t n = *num_ids;
     while (p < end) {
         const uint8_t *q = next_word(p, end);
-        const struct slot *slot = find(table, p, q - p, hash_of(p, q - p));
-        if (!slot->hash || n + slot->num_ids > room) {
+        const struct slot *slot = find(table, p, q - p, key_of(p, q - p, end));
+        if (!slot->size || n + slot->num_ids > room) {
             *at = p - text;
             *num_ids = n;
             return q - p;
         }
-        memcpy(ids + n, table->ids + slot->ids, slot->num_ids * sizeof *ids);
-        n += slot->num_ids;
+        if (slot->num_ids == 1)
+            ids[n++] = slot->ids;
+        else
+            for (uint32_t i = 0; i < slot->num_ids; i++) ids[n++] = table->ids[slot->ids + i];
         p = q;
     }
     *at = size;
@@ -124,12 +145,18 @@ void mpipar_remember(struct table *table, const uint8_t *word, int64_t size, con
         memset(table->slots, 0, table->num_slots * sizeof *table->slots);
         table->used_slots = table->used_bytes = table->used_ids = 0;
     }
-    uint64_t hash = hash_of(word, size);
-    struct slot *slot = find(table, word, size, hash);
-    memcpy(table->words + table->used_bytes, word, (size_t)size);
-    memcpy(table->ids + table->used_ids, ids, (size_t)num_ids * sizeof *ids);
-    *slot = (struct slot){hash, (uint32_t)table->used_bytes, (uint32_t)size, (uint32_t)table->used_ids, (uint32_t)num_ids};
+    uint64_t key = key_of(word, size, word + size);
+    struct slot *slot = find(table, word, size, key);
+    *slot = (struct slot){key, (uint32_t)size, (uint32_t)table->used_bytes, (uint32_t)table->used_ids, (uint32_t)num_ids};
     table->used_slots++;
-    table->used_bytes += (uint64_t)size;
-    table->used_ids += (uint64_t)num_ids;
+    if (size > 8) {
+        memcpy(table->words + table->used_bytes, word, (size_t)size);
+        table->used_bytes += (uint64_t)size;
+    }
+    if (num_ids == 1) {
+        slot->ids = ids[0];
+    } else {
+        memcpy(table->ids + table->used_ids, ids, (size_t)num_ids * sizeof *ids);
+        table->used_ids += (uint64_t)num_ids;
+    }
 }

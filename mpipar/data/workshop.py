@@ -70,7 +70,7 @@ class Workshop:
 
     def claim(self, plans: Sequence[ShardPlan], left: Sequence[int], rank: int, num_ranks: int) -> Iterator[int]:
         """Which of the plans this rank makes, of those that are left: one after the other, as it comes to them."""
-        dealt = deal([plans[index].text_bytes for index in left], num_ranks)
+        dealt = deal([plans[index].text_bytes + plans[index].read_bytes for index in left], num_ranks)
         others = (item for other in range(1, num_ranks) for item in reversed(dealt[(rank + other) % num_ranks]))
         for item in (*dealt[rank], *others):
             if self._stopped.exists():

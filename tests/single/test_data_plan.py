@@ -35,13 +35,15 @@ def test_shards_hold_every_document_once(sizes: list[tuple[int, int]]) -> None:
         pieces = [piece for plan in own for piece in plan.pieces]
         assert pieces == np.flatnonzero(num_documents[:, column]).tolist()
         assert all(plan.text_bytes == text_bytes[list(plan.pieces), column].sum() for plan in own)
+        assert all(plan.read_bytes == text_bytes[list(plan.pieces)].sum() for plan in own)
         assert all(plan.num_documents == num_documents[list(plan.pieces), column].sum() > 0 for plan in own)
 
 
 def test_shards_are_of_like_size() -> None:
     text_bytes = np.stack([np.full(1600, 20_000), np.full(1600, 1_000)], axis=1)
     plans = plan_shards(np.ones_like(text_bytes), text_bytes)
-    assert [plan.split for plan in plans] == ["train"] * 16 + ["val"]
+    assert [plan.split for plan in plans] == ["train"] * 16 + ["val"] * 2, "to find what is for validation, all is read"
+    assert [plan.read_bytes // 1_000_000 for plan in plans[-2:]] == [16, 16]
     sizes = [plan.text_bytes for plan in plans[:15]]
     assert max(sizes) - min(sizes) <= 20_000
 
