@@ -13,6 +13,7 @@ and how `python -m mpipar.data pack | import` makes a data set:
     recipe       the input files and the settings
     corpus       files -> pieces
     documents    pieces -> documents; parquet
+    conversations  documents that are conversations: of what records, and their tokens; templates
     skipped      what could not be read, counted and listed
     survey       what documents there are; which are for validation
     dedup        documents that resemble each other

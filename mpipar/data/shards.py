@@ -9,7 +9,12 @@ Each shard is a file of `storage.arrays` (contiguous, a CRC-32 a block) that des
     tokens      uint16 or uint32, whichever holds the vocabulary; an end of text after every document
     documents   int64 [num_documents + 1], where each document begins, and where the last one ends
     unigrams    int64 [vocab_size], how often each token occurs
-    attributes  format, version; split, index, num_shards (of the split); tokenizer (identity), vocab_size; text_bytes
+    counted     only where not all tokens count in the loss: uint8 [num_tokens / 8, rounded up], a bit a token, the
+                first in the lowest bit of its byte: 1 if it counts when it is predicted
+    attributes  format, version; split, index, num_shards (of the split); tokenizer (identity), vocab_size; text_bytes;
+                with `counted`, num_counted
+
+Version 1 has no `counted`, version 2 has it.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ SPLITS = ("train", "val")
 
 _FORMAT = "mpipar-shard"
 _VERSION = 1
+_VERSION_COUNTED = 2
 _PACK = "`python -m mpipar.data pack INPUT... --out {folder}` makes one"
 _VERIFY_ELEMENTS = 1 << 22
 
@@ -53,6 +59,7 @@ class ShardSet:
     Attributes:
         shards: The shards, by index.
         num_tokens: Tokens in all shards, ends of text included.
+        num_counted: How many of them count when they are predicted.
         num_documents: Documents in all shards.
         text_bytes: The size of the documents as UTF-8.
         vocab_size: One more than the largest token id.
@@ -71,6 +78,7 @@ class ShardSet:
             for index, header in enumerate(inventory.headers)
         )
         self.num_tokens = sum(shard.num_tokens for shard in self.shards)
+        self.num_counted = sum(shard.num_counted for shard in self.shards)
         self.num_documents = sum(shard.num_documents for shard in self.shards)
         self.text_bytes = sum(shard.text_bytes for shard in self.shards)
         self.vocab_size = self.shards[0].vocab_size
@@ -97,6 +105,10 @@ class ShardSet:
     def read_into(self, shard: int, offset: int, out: Tokens) -> None:
         """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
         self.shards[shard].tokens.read_into(offset, out)
+
+    def read_counted(self, shard: int, offset: int, length: int) -> NDArray[np.bool_] | bool:
+        """Which tokens offset..offset + length of a shard count when they are predicted: [length], or True for all."""
+        return self.shards[shard].read_counted(offset, length)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -151,10 +163,10 @@ class Shard:
         attributes = self._file.attributes
         if attributes.get("format") != _FORMAT:
             raise DataError(f"{self.path} is not a shard of a data set (its format is {attributes.get('format')!r})")
-        if attributes.get("version") != _VERSION:
+        if attributes.get("version") not in (_VERSION, _VERSION_COUNTED):
             raise DataError(
-                f"{self.path} has version {attributes.get('version')} of the shard format, this mpipar reads version "
-                f"{_VERSION}: pack the data set again"
+                f"{self.path} has version {attributes.get('version')} of the shard format, this mpipar reads versions "
+                f"{_VERSION} and {_VERSION_COUNTED}: pack the data set again"
             )
         self.split = str(attributes["split"])
         self.index = int(attributes["index"])
@@ -164,6 +176,8 @@ class Shard:
         self.text_bytes = int(attributes["text_bytes"])
         self.tokens = self._file["tokens"]
         self.num_tokens = self.tokens.size
+        self._counted = self._file["counted"] if attributes["version"] == _VERSION_COUNTED else None
+        self.num_counted = self.num_tokens if self._counted is None else int(attributes["num_counted"])
         self.num_documents = self._file["documents"].size - 1
 
     def read_documents(self) -> NDArray[np.int64]:
@@ -173,6 +187,14 @@ class Shard:
     def read_unigrams(self) -> NDArray[np.int64]:
         """How often each token occurs."""
         return self._file["unigrams"].array()
+
+    def read_counted(self, offset: int, length: int) -> NDArray[np.bool_] | bool:
+        """Which tokens offset..offset + length count when they are predicted: [length], or True for all."""
+        if self._counted is None:
+            return True
+        first = offset // 8
+        bits = np.unpackbits(self._counted.read(first, -(-(offset + length) // 8)), bitorder="little")
+        return bits[offset - 8 * first :][:length].astype(np.bool_)
 
     def verify(self) -> None:
         """Reads all of it. Raises DataError that names the file, and the block if one is damaged."""
@@ -190,6 +212,10 @@ class Shard:
             raise DataError(f"{self.path}: the table of documents does not fit the tokens: pack it again")
         if not np.array_equal(counts, self.read_unigrams()):
             raise DataError(f"{self.path}: the frequencies are not those of the tokens: pack it again")
+        if self._counted is not None:
+            bits = self._counted.array()
+            if bits.size != -(-self.num_tokens // 8) or np.bitwise_count(bits).sum() != self.num_counted:
+                raise DataError(f"{self.path}: what counts does not fit the tokens: pack it again")
 
     def close(self) -> None:
         self._file.close()
@@ -291,8 +317,19 @@ def write_shard(
     documents: list[NDArray[np.uint32]],
     made_by: tokenizer.Tokenizer,
     text_bytes: int,
+    counted: list[NDArray[np.bool_]] | None = None,
 ) -> None:
     """Writes a shard of these documents' tokens, each of which ends with an end of text.
+
+    Args:
+        folder: Of the data set.
+        split: Of it.
+        index: Of the shard.
+        num_shards: Of the split.
+        documents: The tokens.
+        made_by: Their tokenizer.
+        text_bytes: The size of their text.
+        counted: Of each document, which tokens count when they are predicted; None if all do.
 
     Raises:
         DataError: The disk is full, or cannot be written for another reason.
@@ -300,25 +337,27 @@ def write_shard(
     dtype = np.uint16 if made_by.vocab_size <= 1 << 16 else np.uint32
     tokens = np.concatenate(documents).astype(dtype)
     path = folder / shard_name(split, index)
+    arrays: dict[str, NDArray[Any]] = {
+        "tokens": tokens,
+        "documents": np.cumsum([0] + [document.size for document in documents], dtype=np.int64),
+        "unigrams": np.bincount(tokens, minlength=made_by.vocab_size),
+    }
+    attributes: dict[str, str | int] = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "split": split,
+        "index": index,
+        "num_shards": num_shards,
+        "tokenizer": made_by.identity,
+        "vocab_size": made_by.vocab_size,
+        "text_bytes": text_bytes,
+    }
+    if counted is not None:
+        bits = np.concatenate(counted)
+        arrays["counted"] = np.packbits(bits, bitorder="little")
+        attributes |= {"version": _VERSION_COUNTED, "num_counted": int(bits.sum())}
     try:
-        write_arrays(
-            path,
-            {
-                "tokens": tokens,
-                "documents": np.cumsum([0] + [document.size for document in documents], dtype=np.int64),
-                "unigrams": np.bincount(tokens, minlength=made_by.vocab_size),
-            },
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "split": split,
-                "index": index,
-                "num_shards": num_shards,
-                "tokenizer": made_by.identity,
-                "vocab_size": made_by.vocab_size,
-                "text_bytes": text_bytes,
-            },
-        )
+        write_arrays(path, arrays, attributes)
     except OSError as error:
         raise DataError(
             f"cannot write {path.name} ({tokens.nbytes:,} bytes) to {folder.parent}: {error.strerror}"
@@ -335,7 +374,7 @@ def _check_together(folder: Path, split: str, paths: Sequence[Path], headers: Se
                 "again, or pack the data set again"
             )
     for path, attributes in zip(paths, described, strict=True):
-        alike = all(attributes[key] == first[key] for key in ("num_shards", "tokenizer", "vocab_size"))
+        alike = all(attributes[key] == first[key] for key in ("version", "num_shards", "tokenizer", "vocab_size"))
         if attributes["split"] != split or not alike:
             raise DataError(f"{path} is of another data set than {paths[0].name}: one folder, one data set")
     try:
