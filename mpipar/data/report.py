@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.progress import Progress
-from mpipar.data.shards import Shard, ShardSet, shard_paths, splits_in, verify_index
+from mpipar.data.shard import Shard
+from mpipar.data.shards import ShardSet, shard_paths, splits_in, verify_index
 from mpipar.errors import DataError
 
 

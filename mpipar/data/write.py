@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpipar.comm import Communicator, agreement
 from mpipar.data.plan import ShardPlan
 from mpipar.data.progress import Progress
-from mpipar.data.shards import write_shard
+from mpipar.data.shard import write_shard
 from mpipar.data.tokenizer import Tokenizer
 from mpipar.data.workshop import Workshop, kept
 from mpipar.errors import DataError

@@ -18,7 +18,8 @@ from mpipar.data import Samples, Shard, ShardSet, Tokenizer, tokenizer
 from mpipar.data.conversations import ChatEncoder, compared, conversation
 from mpipar.data.corpus import cut, list_files
 from mpipar.data.documents import read_documents
-from mpipar.data.shards import write_indices, write_shard
+from mpipar.data.shard import write_shard
+from mpipar.data.shards import write_indices
 from mpipar.data.skipped import RecordError, Tally
 from mpipar.data.templates import ANSWERS, TEMPLATES, Template, Turn
 from mpipar.errors import DataError

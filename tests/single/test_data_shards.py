@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mpipar.data import tokenizer
-from mpipar.data.shards import Shard, ShardSet, take_inventory, verify_index, write_indices, write_shard
+from mpipar.data.shard import Shard, write_shard
+from mpipar.data.shards import ShardSet, take_inventory, verify_index, write_indices
 from mpipar.errors import DataError
 from mpipar.storage import ArrayFile, ArrayFiles, OpenFiles, write_arrays
 
