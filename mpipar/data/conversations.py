@@ -105,7 +105,9 @@ class ChatEncoder:
                 "something else. An end of text behind the last one follows by itself"
             )
         # A content could still have those that a tokenizer declares as ordinary tokens, or has among its words.
-        self._never_said = np.array([*made_by.added_tokens.intersection(said.tolist()), made_by.end_of_text])
+        # White space is no mark, even where a tokenizer has added it.
+        marks = [token for token in made_by.added_tokens.intersection(said.tolist()) if made_by.decode([token]).strip()]
+        self._never_said = np.array([*marks, made_by.end_of_text])
 
     def encode(self, conversations: Sequence[bytes]) -> tuple[list[Ids], list[Counted]]:
         """Of each conversation: its ids, with an end of text after them, and which of them count.

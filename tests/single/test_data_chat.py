@@ -114,6 +114,12 @@ def test_a_mark_that_is_declared_as_an_ordinary_token_cannot_be_said() -> None:
     assert said == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|endoftext|>"]
 
 
+def test_white_space_that_a_tokenizer_has_added_may_be_said() -> None:
+    made_by = with_marks("<|im_start|>", "<|im_end|>", AddedToken("\n", special=False))
+    ids, counted = encode(CHATML, made_by, [("user", "a"), (ANSWERS, "b\nc")])
+    assert made_by.decode([token for token, counts in zip(ids, counted, strict=True) if counts]) == "b\nc<|im_end|>"
+
+
 def test_a_template_must_not_end_documents(knows_none: Tokenizer) -> None:
     template = Template({ANSWERS: Turn("", "<|endoftext|>")})
     with pytest.raises(DataError, match=r"has '<\|endoftext\|>' in it, which with this tokenizer ends documents"):
