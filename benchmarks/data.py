@@ -29,7 +29,8 @@ from benchmarks.machine import Environment, begin, comments
 from benchmarks.measure import Seconds, ratio, take_turns
 from mpipar.comm import Communicator, agreement, decide_on_root
 from mpipar.data import Inventory, ShardSet, tokenizer
-from mpipar.data.shards import index_name, take_inventory, write_indices, write_shard
+from mpipar.data.shard import write_shard
+from mpipar.data.shards import index_name, take_inventory, write_indices
 from mpipar.errors import ConfigError
 from mpipar.storage import room_for_files
 

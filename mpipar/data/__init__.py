@@ -1,6 +1,6 @@
 """From text to batches of tokens.
 
-    shards       the data set on disk: HDF5 shards and their tokenizer
+    shards       the data set on disk: HDF5 shards and their tokenizer; shard is one of them
     index        what the shards of a split hold, in one file
     mix          which of several data sets a sample is of
     order        which sample of it comes when: a permutation that is computed, not stored
@@ -13,6 +13,9 @@ and how `python -m mpipar.data pack | import` makes a data set:
     recipe       the input files and the settings
     corpus       files -> pieces
     documents    pieces -> documents; parquet
+    templates    what stands around the messages of a conversation
+    conversations
+                 records -> messages -> tokens, and which of them count
     skipped      what could not be read, counted and listed
     survey       what documents there are; which are for validation
     dedup        documents that resemble each other
@@ -31,7 +34,8 @@ from mpipar.data.index import Inventory
 from mpipar.data.loader import Loader, Microbatch, validation_loader
 from mpipar.data.order import SampleOrder
 from mpipar.data.samples import Samples, Sequences
-from mpipar.data.shards import Shard, ShardSet
+from mpipar.data.shard import Shard
+from mpipar.data.shards import ShardSet
 from mpipar.data.tokenizer import Tokenizer
 
 __all__ = [

@@ -20,6 +20,8 @@ Text of your own:  python -m mpipar.data pack book.txt notes/ crawl.jsonl.gz --o
 
 The same, faster:  mpirun -n 8 python -m mpipar.data pack ...  (the result has the same bits)
 
+Conversations:     python -m mpipar.data pack chats.jsonl --chat chatml --tokenizer tokenizer.json --out data/chats
+
 No text at hand:   python -m mpipar.data pack stdlib --out data/stdlib
 
 Tokens, already:   python -m mpipar.data import megatron PREFIX --tokenizer tokenizer.json --out data/mine"""
@@ -47,6 +49,10 @@ class Pack:
     """The share of the text that is kept for validation: whole documents that resemble no other, chosen by content."""
     text_field: str = "text"
     """The field of a JSON line, or the column of a Parquet file, that holds the text."""
+    chat: str | None = None
+    """The lines of .jsonl files are conversations, {"messages": [{"role": "user", "content": "..."}, ...]}, and only
+    the answers count in the loss. A template: chatml, llama3, plain, or a TOML file (docs/pack.md). Needs
+    --tokenizer."""
     overwrite: bool = False
     """Replace the data set that is at --out."""
 
@@ -105,6 +111,7 @@ def main(world: Communicator) -> int:
             tokenizer=command.tokenizer,
             val_fraction=command.val_fraction,
             text_field=command.text_field,
+            chat=command.chat,
         )
         pack(world, command.inputs, command.out, settings, command.overwrite)
         return 0

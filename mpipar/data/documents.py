@@ -1,8 +1,8 @@
 """From a piece of the input to its documents, as UTF-8 bytes.
 
-A text file is one document, or several if it is long; a line of a .jsonl file is one document, its field "text"; so is
-a row of a Parquet file, its column "text". .gz is decompressed on the way. Nothing is ever read whole that may be
-large: a line is given up where it is longer than any document can be.
+A text file is one document, or several if it is long; a line of a .jsonl file is one document, its field "text" or its
+conversation; so is a row of a Parquet file, its column "text". .gz is decompressed on the way. Nothing is ever read
+whole that may be large: a line is given up where it is longer than any document can be.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from mpipar.data import parquet
+from mpipar.data.conversations import conversation
 from mpipar.data.corpus import SHORTEST_CUT_BYTES, Piece
-from mpipar.data.skipped import PieceError, Reason, Tally
+from mpipar.data.skipped import PieceError, RecordError, Tally
+from mpipar.data.templates import Template
 
 LONGEST_RECORD_BYTES = 16 << 20
 """A longer line or text is no document but a dump, and would hold up everything else."""
@@ -25,36 +27,32 @@ _MARK = b"\xef\xbb\xbf"  # which some editors begin UTF-8 files with
 _TOO_LONG = f"more than {LONGEST_RECORD_BYTES >> 20} MiB"
 
 
-class RecordError(Exception):
-    """A record that cannot be read.
+Form = str | Template
+"""What a record is: an object with a text in the field (or column) of this name, or a conversation."""
+
+
+def read_documents(piece: Piece, form: Form, tally: Tally) -> Iterator[bytes]:
+    """Yields the documents of a piece that are more than white space. What else its records are goes to the tally.
 
     Args:
-        reason: The kind of it.
-        detail: More of it.
-    """
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
-def read_documents(piece: Piece, text_field: str, tally: Tally) -> Iterator[bytes]:
-    """Yields the documents of a piece that are more than white space. What else its records are goes to the tally.
+        piece: The piece; for conversations, of a .jsonl file.
+        form: Of its records, unless it is text.
+        tally: Of records, and those that are skipped.
 
     Raises:
         PieceError: The piece cannot be read (to its end: documents may have been yielded before).
     """
     try:
         if piece.file.kind == "parquet":
-            yield from _of_rows(parquet.read_texts(piece.file.path, piece.start, text_field), tally)
+            assert isinstance(form, str)
+            yield from _of_rows(parquet.read_texts(piece.file.path, piece.start, form), tally)
             return
         with open(piece.file.path, "rb") as raw:
             if piece.file.compressed:
                 with gzip.open(raw) as stream:
-                    yield from _of_stream(cast(BinaryIO, stream), piece, text_field, tally)
+                    yield from _of_stream(cast(BinaryIO, stream), piece, form, tally)
             elif piece.file.kind == "jsonl":
-                yield from _of_lines(_lines_of_range(raw, piece), text_field, tally)
+                yield from _of_lines(_lines_of_range(raw, piece), form, tally)
             else:
                 yield from _of_text(_range(raw, piece), piece, tally)
     except RecordError as error:
@@ -77,9 +75,9 @@ def _of_text(text: bytes, piece: Piece, tally: Tally) -> Iterator[bytes]:
         tally.skip(None, "empty", "")
 
 
-def _of_stream(stream: BinaryIO, piece: Piece, text_field: str, tally: Tally) -> Iterator[bytes]:
+def _of_stream(stream: BinaryIO, piece: Piece, form: Form, tally: Tally) -> Iterator[bytes]:
     if piece.file.kind == "jsonl":
-        yield from _of_lines(_lines(stream), text_field, tally)
+        yield from _of_lines(_lines(stream), form, tally)
         return
     text = b""
     while more := stream.read(piece.longest_document):
@@ -118,7 +116,7 @@ def _next_cut(window: bytes) -> int:
 # Records
 
 
-def _of_lines(lines: Iterator[bytes | None], text_field: str, tally: Tally) -> Iterator[bytes]:
+def _of_lines(lines: Iterator[bytes | None], form: Form, tally: Tally) -> Iterator[bytes]:
     """Documents of lines; None is a line that was too long to be read. Blank lines are no records, but are counted."""
     for line in lines:
         tally.num_records += 1
@@ -127,7 +125,7 @@ def _of_lines(lines: Iterator[bytes | None], text_field: str, tally: Tally) -> I
         try:
             if line is None:
                 raise RecordError("too long", _TOO_LONG)
-            yield _text_of_json(line, text_field)
+            yield _of_json(line, form)
         except RecordError as error:
             tally.skip(tally.num_records, error.reason, error.detail)
 
@@ -146,23 +144,27 @@ def _of_rows(rows: Iterator[bytes | None], tally: Tally) -> Iterator[bytes]:
             tally.skip(tally.num_records, error.reason, error.detail)
 
 
-def _text_of_json(line: bytes, text_field: str) -> bytes:
+def _of_json(line: bytes, form: Form) -> bytes:
     try:
         record = json.loads(line.removeprefix(_MARK).decode("utf-8"))  # of bytes, json would guess the encoding
     except UnicodeDecodeError as error:
         raise _not_utf8(error) from error
     except (ValueError, RecursionError) as error:
         raise RecordError("not JSON", str(error)) from error
+    try:
+        return conversation(record, form) if isinstance(form, Template) else _text(record, form)
+    except UnicodeEncodeError as error:  # half of a pair of \ud800 escapes
+        raise RecordError("not UTF-8", f"{error.reason}, at character {error.start}") from error
+
+
+def _text(record: object, text_field: str) -> bytes:
     if not isinstance(record, dict):
         raise RecordError("no text", f"expected an object with a text in its field {text_field!r}, got no object")
     text = record.get(text_field)
     if not isinstance(text, str):
         got = f"got {type(text).__name__}" if text_field in record else f"got {', '.join(map(repr, record)) or 'none'}"
         raise RecordError("no text", f"expected a text in the field {text_field!r}, {got[:200]}")
-    try:
-        return _not_empty(text.encode("utf-8"))
-    except UnicodeEncodeError as error:  # half of a pair of \ud800 escapes
-        raise RecordError("not UTF-8", f"{error.reason}, at character {error.start}") from error
+    return _not_empty(text.encode("utf-8"))
 
 
 def _not_empty(text: bytes) -> bytes:

@@ -30,7 +30,7 @@ from mpipar.data.skipped import LIST_FILE, Notes, write_list
 from mpipar.data.survey import Survey, sum_counts
 from mpipar.data.tokenizer import Tokenizer
 from mpipar.data.workshop import Workshop
-from mpipar.data.write import Tokens, write_shards
+from mpipar.data.write import Encoded, Tokens, write_shards
 from mpipar.errors import DataError
 
 _PIECE_BYTES = 8 << 20
@@ -143,7 +143,7 @@ def _build(
     return found, write_shards(world, shop, plans, made_by, lambda plan: _documents_of(plan, source, found))
 
 
-def _documents_of(plan: ShardPlan, source: _Source, found: Survey) -> Iterator[tuple[list[Tokens], int]]:
+def _documents_of(plan: ShardPlan, source: _Source, found: Survey) -> Iterator[Encoded]:
     for piece in plan.pieces:
         batch: list[Tokens] = []
         batch_bytes = 0
@@ -151,7 +151,7 @@ def _documents_of(plan: ShardPlan, source: _Source, found: Survey) -> Iterator[t
             if text_bytes and found.is_validation(document.tobytes()) == (plan.split == "val"):
                 batch.append(document)
                 batch_bytes += text_bytes
-        yield batch, batch_bytes
+        yield Encoded(batch, batch_bytes)
 
 
 def _survey(world: Communicator, shop: Workshop, source: _Source, val_fraction: float) -> Survey:

@@ -20,6 +20,7 @@ import numpy as np
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data import tokenizer
+from mpipar.data.conversations import ChatEncoder
 from mpipar.data.corpus import Piece
 from mpipar.data.documents import read_documents
 from mpipar.data.make import keep, load_survey, make
@@ -30,7 +31,7 @@ from mpipar.data.skipped import Tally
 from mpipar.data.survey import Survey, survey
 from mpipar.data.tokenizer import Tokenizer
 from mpipar.data.workshop import Workshop
-from mpipar.data.write import Tokens, write_shards
+from mpipar.data.write import Encoded, write_shards
 
 _TRAINING_BYTES = 12_000_000
 _ENCODE_BYTES = 1 << 20
@@ -56,7 +57,7 @@ def _build(world: Communicator, shop: Workshop, recipe: Recipe) -> tuple[Survey,
     """Makes the data set; returns also how many shards were there before."""
     settings = recipe.settings
     found = load_survey(world, shop, len(recipe.pieces)) or survey(
-        world, recipe.pieces, recipe.skipped, settings.text_field, settings.val_fraction, shop
+        world, recipe.pieces, recipe.skipped, recipe.form, settings.val_fraction, shop
     )
     text = keep(world, shop, found, recipe.record, lambda: recipe.tokenizer or _train(recipe, found).text)
     made_by = Tokenizer(text)
@@ -85,10 +86,12 @@ def _sample(recipe: Recipe, found: Survey, num_bytes: int) -> list[str]:
     return documents
 
 
-def _encoded(plan: ShardPlan, recipe: Recipe, found: Survey, made_by: Tokenizer) -> Iterator[tuple[list[Tokens], int]]:
-    """The tokens of a shard's documents, and the bytes of their text, as many at a time as are worth a call."""
+def _encoded(plan: ShardPlan, recipe: Recipe, found: Survey, made_by: Tokenizer) -> Iterator[Encoded]:
+    """A shard's documents, as many at a time as are worth a call."""
+    chat = None if recipe.template is None else ChatEncoder(recipe.template, made_by)
     for batch in _batches(plan, recipe, found):
-        yield made_by.encode(batch), sum(map(len, batch))
+        documents, counted = (made_by.encode(batch), None) if chat is None else chat.encode(batch)
+        yield Encoded(documents, sum(map(len, batch)), counted)
 
 
 def _batches(plan: ShardPlan, recipe: Recipe, found: Survey) -> Iterator[list[bytes]]:
@@ -107,7 +110,7 @@ def _batches(plan: ShardPlan, recipe: Recipe, found: Survey) -> Iterator[list[by
 
 def _documents(piece: Piece, split: str, recipe: Recipe, found: Survey) -> Iterator[bytes]:
     """The documents of one split in a piece. What the survey has skipped is skipped again, without a word."""
-    for document in read_documents(piece, recipe.settings.text_field, Tally()):
+    for document in read_documents(piece, recipe.form, Tally()):
         if found.is_validation(document) == (split == "val"):
             yield document
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.progress import Progress
-from mpipar.data.shards import Shard, ShardSet, shard_paths, splits_in, verify_index
+from mpipar.data.shard import Shard
+from mpipar.data.shards import ShardSet, shard_paths, splits_in, verify_index
 from mpipar.errors import DataError
 
 
@@ -30,6 +31,9 @@ def describe(folder: Path) -> str:
                 f"  {split:5} {len(shards.shards):7,} {shards.num_documents:11,} {shards.text_bytes / 1e6:8,.1f} MB "
                 f"{shards.num_tokens:15,} {bytes_per_token:12.3f} {entropy:>34}"
             )
+            if shards.num_counted < shards.num_tokens:
+                share = shards.num_counted / shards.num_tokens
+                lines.append(f"  {'':5} of its tokens {shards.num_counted:,} are of answers, and count ({share:.1%})")
             identity = f"tokenizer {shards.tokenizer_id[:12]}, vocabulary of {shards.vocab_size:,}"
             dtype = shards.shards[0].tokens.dtype
     return "\n".join([*lines, f"  {identity}, tokens stored as {dtype}"])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpipar.data.mix import Mixture
@@ -81,16 +82,16 @@ class Samples:
             DataError: A shard is damaged where it was read.
         """
         stored = np.zeros((count, self.seq_len + 1), self.sources[0].dtype)
-        lengths = [
-            self._read_into(row, source, shard, offset)
-            for row, source, shard, offset in zip(stored, *self.locate(first, count), strict=True)
-        ]
+        counts = np.zeros(stored.shape, np.bool_)
+        places = zip(*self.locate(first, count), strict=True)
+        for row, (source, shard, offset) in enumerate(places):
+            self._read_into(stored[row], counts[row], source, shard, offset)
         tokens = torch.from_numpy(stored.astype(np.int64))
         begins = counted = None
         if self._end_of_text is not None:
             begins = tokens[:, :-1] == self._end_of_text
-        if min(lengths) <= self.seq_len:
-            counted = torch.arange(1, self.seq_len + 1) < torch.tensor(lengths)[:, None]
+        if not counts[:, 1:].all():
+            counted = torch.from_numpy(counts[:, 1:].copy())
         return Sequences(tokens, begins, counted)
 
     def locate(self, first: int, count: int) -> tuple[list[int], list[int], list[int]]:
@@ -102,12 +103,12 @@ class Samples:
             shard[mine], offset[mine] = self.orders[number].locate(position[mine])
         return source.tolist(), shard.tolist(), offset.tolist()
 
-    def _read_into(self, row: Tokens, source: int, shard: int, offset: int) -> int:
-        """Fills a row with the tokens there, as far as the shard has any; returns how many it has."""
+    def _read_into(self, row: Tokens, counts: NDArray[np.bool_], source: int, shard: int, offset: int) -> None:
+        """Fills a row with the tokens there, and whether they count, as far as the shard has any."""
         shards = self.sources[source]
         length = min(row.size, shards.shards[shard].num_tokens - offset)
         shards.read_into(shard, offset, row[:length])
-        return length
+        counts[:length] = shards.read_counted(shard, offset, length)
 
     def close(self) -> None:
         for source in self.sources:

@@ -1,15 +1,8 @@
 """The data set on disk: a folder of HDF5 shards beside the tokenizer that made them.
 
-    DIR/tokenizer.json
-    DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
-    DIR/train.index.h5          DIR/val.index.h5        what the shards hold, see `index`
-
-Each shard is a file of `storage.arrays` (contiguous, a CRC-32 a block) that describes itself:
-
-    tokens      uint16 or uint32, whichever holds the vocabulary; an end of text after every document
-    documents   int64 [num_documents + 1], where each document begins, and where the last one ends
-    unigrams    int64 [vocab_size], how often each token occurs
-    attributes  format, version; split, index, num_shards (of the split); tokenizer (identity), vocab_size; text_bytes
+DIR/tokenizer.json
+DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
+DIR/train.index.h5          DIR/val.index.h5        what the shards hold, see `index`
 """
 
 from __future__ import annotations
@@ -25,16 +18,14 @@ from numpy.typing import NDArray
 
 from mpipar.data import tokenizer
 from mpipar.data.index import Inventory, read_index, write_index
+from mpipar.data.shard import Shard, shard_name
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, room_for_files, write_arrays
+from mpipar.storage import ArrayFiles, Header, OpenFiles, room_for_files
 
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "val")
 
-_FORMAT = "mpipar-shard"
-_VERSION = 1
 _PACK = "`python -m mpipar.data pack INPUT... --out {folder}` makes one"
-_VERIFY_ELEMENTS = 1 << 22
 
 Tokens = NDArray[Any]  # uint16 or uint32
 
@@ -53,6 +44,7 @@ class ShardSet:
     Attributes:
         shards: The shards, by index.
         num_tokens: Tokens in all shards, ends of text included.
+        num_counted: How many of them count when they are predicted.
         num_documents: Documents in all shards.
         text_bytes: The size of the documents as UTF-8.
         vocab_size: One more than the largest token id.
@@ -71,6 +63,7 @@ class ShardSet:
             for index, header in enumerate(inventory.headers)
         )
         self.num_tokens = sum(shard.num_tokens for shard in self.shards)
+        self.num_counted = sum(shard.num_counted for shard in self.shards)
         self.num_documents = sum(shard.num_documents for shard in self.shards)
         self.text_bytes = sum(shard.text_bytes for shard in self.shards)
         self.vocab_size = self.shards[0].vocab_size
@@ -98,6 +91,10 @@ class ShardSet:
         """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
         self.shards[shard].tokens.read_into(offset, out)
 
+    def read_counted(self, shard: int, offset: int, length: int) -> NDArray[np.bool_] | bool:
+        """Which tokens offset..offset + length of a shard count when they are predicted: [length], or True for all."""
+        return self.shards[shard].read_counted(offset, length)
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """In which tokens are stored: one that holds the vocabulary."""
@@ -117,84 +114,6 @@ class ShardSet:
             self._files.close()
 
     def __enter__(self) -> ShardSet:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Shard:
-    """One shard, for reading.
-
-    Args:
-        path: The file.
-        header: Of the file, where it is known already: then it is opened when it is first read.
-        files: Keeps it open, together with others; by default it is open until `close`.
-
-    Raises:
-        DataError: The file is missing, truncated, damaged, or no shard of a version that is known here.
-    """
-
-    def __init__(self, path: Path, header: Header | None = None, files: ArrayFiles | None = None):
-        self.path = path
-        self._file = ArrayFile(path, header=header, files=files)
-        self.header = self._file.header
-        try:
-            self._describe()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _describe(self) -> None:
-        attributes = self._file.attributes
-        if attributes.get("format") != _FORMAT:
-            raise DataError(f"{self.path} is not a shard of a data set (its format is {attributes.get('format')!r})")
-        if attributes.get("version") != _VERSION:
-            raise DataError(
-                f"{self.path} has version {attributes.get('version')} of the shard format, this mpipar reads version "
-                f"{_VERSION}: pack the data set again"
-            )
-        self.split = str(attributes["split"])
-        self.index = int(attributes["index"])
-        self.num_shards = int(attributes["num_shards"])
-        self.vocab_size = int(attributes["vocab_size"])
-        self.tokenizer_id = str(attributes["tokenizer"])
-        self.text_bytes = int(attributes["text_bytes"])
-        self.tokens = self._file["tokens"]
-        self.num_tokens = self.tokens.size
-        self.num_documents = self._file["documents"].size - 1
-
-    def read_documents(self) -> NDArray[np.int64]:
-        """Where each document begins, and where the last one ends."""
-        return self._file["documents"].array()
-
-    def read_unigrams(self) -> NDArray[np.int64]:
-        """How often each token occurs."""
-        return self._file["unigrams"].array()
-
-    def verify(self) -> None:
-        """Reads all of it. Raises DataError that names the file, and the block if one is damaged."""
-        self._file.verify()
-        counts = np.zeros(self.vocab_size, np.int64)
-        for start in range(0, self.num_tokens, _VERIFY_ELEMENTS):
-            tokens = self.tokens.read(start, min(start + _VERIFY_ELEMENTS, self.num_tokens))
-            if tokens.max() >= self.vocab_size:
-                raise DataError(
-                    f"{self.path}: token {tokens.max()} in a vocabulary of {self.vocab_size}: pack it again"
-                )
-            counts += np.bincount(tokens, minlength=self.vocab_size)
-        documents = self.read_documents()
-        if documents[0] != 0 or documents[-1] != self.num_tokens or (np.diff(documents) <= 0).any():
-            raise DataError(f"{self.path}: the table of documents does not fit the tokens: pack it again")
-        if not np.array_equal(counts, self.read_unigrams()):
-            raise DataError(f"{self.path}: the frequencies are not those of the tokens: pack it again")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Shard:
         return self
 
     def __exit__(
@@ -275,54 +194,8 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
     )
 
 
-def shard_name(split: str, index: int) -> str:
-    return f"{split}-{index:05d}.h5"
-
-
 def index_name(split: str) -> str:
     return f"{split}.index.h5"
-
-
-def write_shard(
-    folder: Path,
-    split: str,
-    index: int,
-    num_shards: int,
-    documents: list[NDArray[np.uint32]],
-    made_by: tokenizer.Tokenizer,
-    text_bytes: int,
-) -> None:
-    """Writes a shard of these documents' tokens, each of which ends with an end of text.
-
-    Raises:
-        DataError: The disk is full, or cannot be written for another reason.
-    """
-    dtype = np.uint16 if made_by.vocab_size <= 1 << 16 else np.uint32
-    tokens = np.concatenate(documents).astype(dtype)
-    path = folder / shard_name(split, index)
-    try:
-        write_arrays(
-            path,
-            {
-                "tokens": tokens,
-                "documents": np.cumsum([0] + [document.size for document in documents], dtype=np.int64),
-                "unigrams": np.bincount(tokens, minlength=made_by.vocab_size),
-            },
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "split": split,
-                "index": index,
-                "num_shards": num_shards,
-                "tokenizer": made_by.identity,
-                "vocab_size": made_by.vocab_size,
-                "text_bytes": text_bytes,
-            },
-        )
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path.name} ({tokens.nbytes:,} bytes) to {folder.parent}: {error.strerror}"
-        ) from error
 
 
 def _check_together(folder: Path, split: str, paths: Sequence[Path], headers: Sequence[Header]) -> None:
@@ -335,7 +208,7 @@ def _check_together(folder: Path, split: str, paths: Sequence[Path], headers: Se
                 "again, or pack the data set again"
             )
     for path, attributes in zip(paths, described, strict=True):
-        alike = all(attributes[key] == first[key] for key in ("num_shards", "tokenizer", "vocab_size"))
+        alike = all(attributes[key] == first[key] for key in ("version", "num_shards", "tokenizer", "vocab_size"))
         if attributes["split"] != split or not alike:
             raise DataError(f"{path} is of another data set than {paths[0].name}: one folder, one data set")
     try:

@@ -28,7 +28,18 @@ from mpipar.storage import atomic_file
 
 LIST_FILE = "skipped.jsonl"
 
-Reason = Literal["unreadable", "not UTF-8", "binary", "not JSON", "no text", "too long", "empty"]
+Reason = Literal[
+    "unreadable",
+    "not UTF-8",
+    "binary",
+    "not JSON",
+    "no text",
+    "too long",
+    "empty",
+    "no messages",
+    "unknown role",
+    "no answer",
+]
 
 _SHOWN = 10
 
@@ -61,6 +72,20 @@ class PieceError(DataError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return DataError, (self.message,)
+
+
+class RecordError(Exception):
+    """A record that cannot be read.
+
+    Args:
+        reason: The kind of it.
+        detail: More of it.
+    """
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 class Tally:

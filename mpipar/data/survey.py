@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpipar.comm import Communicator, agreement, decide_on_root
+from mpipar.data.conversations import compared
 from mpipar.data.corpus import Piece
 from mpipar.data.dedup import NUM_BANDS, content_hash, count_sharing, sketch
-from mpipar.data.documents import read_documents
+from mpipar.data.documents import Form, read_documents
 from mpipar.data.plan import deal
 from mpipar.data.progress import Progress
 from mpipar.data.skipped import LIST_FILE, Noted, Notes, PieceError, Skip, first_records, read_list, write_list
+from mpipar.data.templates import Template
 from mpipar.data.workshop import Workshop
 from mpipar.errors import DataError
 from mpipar.storage import ArrayFile, write_arrays
@@ -81,7 +83,7 @@ def survey(
     world: Communicator,
     pieces: Sequence[Piece],
     unlisted: Sequence[Skip],
-    text_field: str,
+    form: Form,
     val_fraction: float,
     shop: Workshop,
 ) -> Survey:
@@ -91,7 +93,7 @@ def survey(
         world: All ranks.
         pieces: The input.
         unlisted: Files of the input of which there are no pieces.
-        text_field: The field of a JSON line, or column of a Parquet file, that holds the text.
+        form: Of its records.
         val_fraction: How much of the text is wanted for validation.
         shop: Where the list is written.
 
@@ -100,7 +102,7 @@ def survey(
     """
     mine = deal([piece.text_bytes for piece in pieces], world.size)[world.rank]
     with agreement(world), Notes(shop.work, world.rank) as notes:
-        found = _read(pieces, mine, text_field, val_fraction > 0, notes, shown=world.rank == 0)
+        found = _read(pieces, mine, form, val_fraction > 0, notes, shown=world.rank == 0)
     counts = _write_list(world, pieces, unlisted, found, notes, shop)
 
     with agreement(world):
@@ -130,8 +132,9 @@ class _Documents:
 
     _FIELDS = (("piece", np.int64), ("hash", np.uint64), ("num_bytes", np.int64))
 
-    def __init__(self, sketched: bool):
+    def __init__(self, sketched: bool, form: Form):
         self._sketched = sketched
+        self._form = form
         self._batch: list[bytes] = []
         self._rows: list[tuple[int, int, int]] = []
         self._batch_bytes = 0
@@ -141,7 +144,7 @@ class _Documents:
     def add(self, piece: int, document: bytes) -> None:
         self._rows.append((piece, content_hash(document), len(document)))
         if self._sketched:
-            self._batch.append(document)
+            self._batch.append(compared(document) if isinstance(self._form, Template) else document)
             self._batch_bytes += len(document)
         if self._batch_bytes >= _SKETCH_BYTES or len(self._rows) >= _SKETCH_DOCUMENTS:
             self._finish_batch()
@@ -160,15 +163,15 @@ class _Documents:
 
 
 def _read(
-    pieces: Sequence[Piece], mine: Sequence[int], text_field: str, sketched: bool, notes: Notes, shown: bool
+    pieces: Sequence[Piece], mine: Sequence[int], form: Form, sketched: bool, notes: Notes, shown: bool
 ) -> _Found:
-    documents = _Documents(sketched)
+    documents = _Documents(sketched, form)
     num_records = np.zeros(len(pieces), np.int64)
     broken = np.zeros(len(pieces), np.bool_)
     with Progress("reading", sum(pieces[index].text_bytes for index in mine), shown) as progress:
         for index in mine:
             try:
-                for document in read_documents(pieces[index], text_field, notes):
+                for document in read_documents(pieces[index], form, notes):
                     documents.add(index, document)
             except PieceError as error:
                 broken[index] = True

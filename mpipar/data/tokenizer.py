@@ -37,6 +37,7 @@ class Tokenizer:
     Attributes:
         vocab_size: One more than the largest id.
         end_of_text: The id of the token that ends every document.
+        added_tokens: The ids of the tokens that are no pieces of text, but stand for something by their names.
         identity: The SHA-256 of `text`, in hexadecimal.
         text: The content of tokenizer.json.
     """
@@ -56,6 +57,7 @@ class Tokenizer:
         if not ends:
             raise DataError(f"{name} has no token that ends a text: none of {', '.join(_END_OF_TEXT_NAMES)}")
         self.end_of_text = ends[0]
+        self.added_tokens = frozenset(self._backend.get_added_tokens_decoder())
         self.vocab_size = max(vocabulary.values()) + 1
         self.text = text
         self.identity = identity(text.encode("utf-8"))
@@ -72,6 +74,14 @@ class Tokenizer:
         texts = [document.decode("utf-8") for document in documents]
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.end_of_text], np.uint32) for encoding in encodings]
+
+    def encode_marked(self, text: str) -> NDArray[np.uint32]:
+        """The ids of a text in which names of special tokens are those tokens. Not for what others wrote."""
+        self._backend.encode_special_tokens = False
+        try:
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.uint32)
+        finally:
+            self._backend.encode_special_tokens = True
 
     def _encode_word(self, word: str) -> list[int]:
         ids: list[int] = self._backend.encode(word, add_special_tokens=False).ids

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.plan import ShardPlan, deal
-from mpipar.data.shards import Shard, shard_name
+from mpipar.data.shard import Shard, shard_name
 from mpipar.errors import DataError
 from mpipar.storage import FileLock, partial_folder, put_in_place, remove_partials
 

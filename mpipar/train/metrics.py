@@ -24,7 +24,7 @@ class StepMetrics:
     """One step, as a line of metrics.jsonl. Times are rank 0's; what its ranks have together is summed over them."""
 
     step: int
-    loss: float  # nats a token, mean over the step
+    loss: float  # nats a token, mean over the step; 0 for a step in which none counts
     lr: float
     grad_norm: float  # before clipping
     tokens: int  # trained on since the run began
@@ -61,7 +61,7 @@ class Totals:
     faults: Values  # [M], 1 if its gradient is not finite, or was too large for its grid
     counts: Values  # [n], microbatches of each rank
     seconds: Values  # [n], for all of them
-    num_tokens: int = 0
+    num_tokens: int = 0  # that count
     stop: bool = False  # some rank was asked to stop
     failed: bool = False  # some rank could not read its data
     memory_bytes: int = 0
@@ -70,6 +70,11 @@ class Totals:
     def loss_sum(self) -> float:
         """Over the step."""
         return exact_sum(self.losses)
+
+    @property
+    def num_divided(self) -> int:
+        """What sums over the tokens of the step are divided by: 1 where no token counts, and they are all 0."""
+        return max(1, self.num_tokens)
 
     @classmethod
     def none(cls, num_microbatches: int, num_ranks: int, *, stop: bool = False) -> Totals:

@@ -8,6 +8,7 @@ import torch
 
 import mpipar
 from mpipar.comm import Mesh, mpi_version
+from mpipar.data import ShardSet
 from mpipar.model import Transformer, generate
 from mpipar.train.config import Config
 from mpipar.train.plot import plot_loss
@@ -91,7 +92,7 @@ def last_words(
 
 def _what_is_read(config: Config, source: Source) -> list[tuple[str, str]]:
     """The data set, or the mixture and its parts."""
-    held = [f"{shards.num_tokens:,} tokens of {_count(shards.num_documents, 'document')}" for shards in source.sets]
+    held = [_what_it_holds(shards) for shards in source.sets]
     apart = ", documents kept apart" if config.data.documents == "separate" else ""
     known = f"vocabulary {source.vocab_size:,}, unigram entropy {source.unigram_entropy:.3f} nats a token{apart}"
     if len(held) == 1:
@@ -103,6 +104,11 @@ def _what_is_read(config: Config, source: Source) -> list[tuple[str, str]]:
         ends = f", ends after {_count(passes, 'epoch')}" if passes else ""
         lines.append(("mix", f"{share:6.2%} {folder}: {holds}{ends}"))
     return lines
+
+
+def _what_it_holds(shards: ShardSet) -> str:
+    counted = f" ({shards.num_counted:,} count)" if shards.num_counted < shards.num_tokens else ""
+    return f"{shards.num_tokens:,} tokens{counted} of {_count(shards.num_documents, 'document')}"
 
 
 def _sample(model: Transformer, source: Source, config: Config) -> list[str]:

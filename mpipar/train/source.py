@@ -89,6 +89,7 @@ class Source:
         )
         self._loader = Loader(self.samples, train.microbatch, train.num_microbatches)
         self._validation = validation_loader(held_out, train.microbatch, train.eval_sequences)
+        _require_answers(self._validation)
         self.dealing = Dealing(team, train.num_microbatches, counter)
         self.vocab_size = self.sets[0].vocab_size
         self.unigram_entropy = self._unigram_entropy()
@@ -144,6 +145,22 @@ class Source:
         shares = self.samples.mixture.shares
         frequencies = [shards.unigrams / shards.num_tokens for shards in self.sets]
         return entropy(np.average(frequencies, axis=0, weights=shares))
+
+
+def _require_answers(validation: Loader) -> None:
+    """Raises an error if no prediction of the validation sequences counts. As a rule the first microbatch has some."""
+    if all(source.num_counted == source.num_tokens for source in validation.samples.sources):
+        return
+    for index in range(validation.num_microbatches):
+        counted = validation.microbatch(0, index).counted
+        if counted is None or counted.any():
+            return
+    folders = ", ".join(str(source.folder) for source in validation.samples.sources)
+    num_sequences = validation.num_microbatches * len(validation.microbatch(0, 0).tokens)
+    raise DataError(
+        f"{folders}: none of the {num_sequences} validation sequences has a token of an answer in it. Ask for more by "
+        "--train.eval-sequences, or pack with a larger --val-fraction"
+    )
 
 
 def _require_enough(config: Config, samples: Samples) -> None:

@@ -109,7 +109,7 @@ class TrainStep:
                 with agreement(self._comm):
                     if failure is not None:
                         raise failure
-            norm = self.replicas.gradient_norm() / totals.num_tokens
+            norm = self.replicas.gradient_norm() / totals.num_divided
         bytes_sent = self._comm.bytes_sent - bytes_before
         return Computed(step, totals, norm, clock, began, bytes_sent)
 
@@ -127,12 +127,12 @@ class TrainStep:
     def apply(self, computed: Computed) -> StepMetrics:
         """Updates the weights. Nothing is communicated: what all ranks have computed, all apply."""
         totals, norm, clock = computed.totals, computed.norm, computed.clock
-        loss = totals.loss_sum / totals.num_tokens
+        loss = totals.loss_sum / totals.num_divided
         lr = learning_rate(self._config.train, computed.step)
         finite = math.isfinite(loss) and math.isfinite(norm)
         with clock.part("compute"):
             if finite:
-                self._update(norm, totals.num_tokens, lr)
+                self._update(norm, totals.num_divided, lr)
                 if self.grids is not None:
                     self.grids.move_on(self.replicas.largest)
             self.optimizer.zero_grad(set_to_none=True)
@@ -224,11 +224,11 @@ class TrainStep:
         """In the middle of forward: in backward the replicas do."""
         self._comm.progress.look_for_deaths()
 
-    def _update(self, norm: float, num_tokens: int, lr: float) -> None:
+    def _update(self, norm: float, num_divided: int, lr: float) -> None:
         """Divides the summed gradients by the token count, clips their norm, and applies them."""
         limit = self._config.train.clip_norm
         clip = limit / norm if 0 < limit < norm else 1.0
-        self.replicas.scale_gradients(clip / num_tokens)
+        self.replicas.scale_gradients(clip / num_divided)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpipar.comm import Communicator
 from mpipar.data import tokenizer
-from mpipar.data.shards import write_shard
+from mpipar.data.shard import write_shard
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.train.config import Config, DataConfig, RunConfig, TrainConfig
 from mpipar.train.dealing import Team

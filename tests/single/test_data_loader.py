@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mpipar.data import Loader, Samples, Sequences, ShardSet, tokenizer, validation_loader
-from mpipar.data.shards import write_shard
+from mpipar.data.shard import write_shard
 from mpipar.errors import DataError
 
 SEQ_LEN, MICROBATCH, NUM_MICROBATCHES = 16, 3, 4

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpipar.data import Samples, ShardSet, Tokenizer, tokenizer
-from mpipar.data.shards import write_shard
+from mpipar.data.shard import write_shard
 from mpipar.errors import DataError
 
 SEQ_LEN = 8

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mpipar.data import tokenizer
-from mpipar.data.shards import Shard, ShardSet, take_inventory, verify_index, write_indices, write_shard
+from mpipar.data.shard import Shard, write_shard
+from mpipar.data.shards import ShardSet, take_inventory, verify_index, write_indices
 from mpipar.errors import DataError
 from mpipar.storage import ArrayFile, ArrayFiles, OpenFiles, write_arrays
 
@@ -266,8 +267,8 @@ def test_shards_of_two_data_sets(folder: Path) -> None:
 
 def test_unknown_format_and_version(folder: Path) -> None:
     path = folder / "val-00000.h5"
-    rewrite(path, lambda arrays, attributes: attributes.update(version=2))
-    with pytest.raises(DataError, match="has version 2 of the shard format, this mpipar reads version 1"):
+    rewrite(path, lambda arrays, attributes: attributes.update(version=3))
+    with pytest.raises(DataError, match="has version 3 of the shard format, this mpipar reads versions 1 and 2"):
         ShardSet.open(folder, "val")
     rewrite(path, lambda arrays, attributes: attributes.pop("format"))
     with pytest.raises(DataError, match="is not a shard of a data set"):
