@@ -14,9 +14,9 @@ from mpipar.checkpoint.box import Box
 from mpipar.checkpoint.digest import digest
 from mpipar.checkpoint.folder import discard_after, latest
 from mpipar.checkpoint.read import Checkpoint
-from mpipar.checkpoint.state import capture, restore
+from mpipar.checkpoint.state import WEIGHTS, capture, restore
 from mpipar.checkpoint.write import save
 
-__all__ = ["Box", "Checkpoint", "capture", "digest", "discard_after", "latest", "load", "restore", "save"]
+__all__ = ["WEIGHTS", "Box", "Checkpoint", "capture", "digest", "discard_after", "latest", "load", "restore", "save"]
 
 load = Checkpoint

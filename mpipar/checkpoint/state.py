@@ -15,14 +15,16 @@ from torch.optim import Optimizer
 
 from mpipar.errors import CheckpointError
 
-_WEIGHTS = "weights/"
+WEIGHTS = "weights/"
+"""In front of the names of the model's parameters."""
+
 _OPTIMIZER = "optimizer/"
 _SHOWN = 3
 
 
 def capture(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The model's parameters and the optimizer's state of each. Not copies: to be saved before the next step."""
-    tensors: dict[str, Tensor] = {_WEIGHTS + name: parameter for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {WEIGHTS + name: parameter for name, parameter in model.named_parameters()}
     for name, parameter in _optimized(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{_OPTIMIZER}{name}/{key}"] = value
@@ -46,7 +48,7 @@ def restore(
     """
     _check_fit(model, optimizer, tensors, source)
     for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[_WEIGHTS + name])
+        parameter.copy_(tensors[WEIGHTS + name])
     states: dict[str, dict[str, Tensor]] = {}
     for name in tensors:
         if name.startswith(_OPTIMIZER):
@@ -67,15 +69,15 @@ def _optimized(model: nn.Module, optimizer: Optimizer) -> list[tuple[str, nn.Par
 
 
 def _check_fit(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], source: str) -> None:
-    weights = {_WEIGHTS + name: parameter for name, parameter in model.named_parameters()}
+    weights = {WEIGHTS + name: parameter for name, parameter in model.named_parameters()}
     optimized = dict(_optimized(model, optimizer))
     missing = [name for name in weights if name not in tensors]
     extra: list[str] = []
     different: list[str] = []
     num_parameters = 0
-    for name in sorted(tensors, key=lambda name: not name.startswith(_WEIGHTS)):  # weights are shown first
+    for name in sorted(tensors, key=lambda name: not name.startswith(WEIGHTS)):  # weights are shown first
         tensor = tensors[name]  # which checks its checksums, if it lies in a file
-        if name.startswith(_WEIGHTS):
+        if name.startswith(WEIGHTS):
             num_parameters += tensor.numel()
             parameter: Tensor | None = weights.get(name)
         else:
@@ -95,7 +97,7 @@ def _check_fit(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Ten
 
 
 def _fits(name: str, tensor: Tensor, parameter: Tensor) -> bool:
-    if name.startswith(_WEIGHTS):
+    if name.startswith(WEIGHTS):
         return tensor.shape == parameter.shape and tensor.dtype == parameter.dtype
     return tensor.dim() == 0 or tensor.shape == parameter.shape  # a count of steps, or a moment
 

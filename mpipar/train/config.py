@@ -226,6 +226,9 @@ class Config:
     resume: str = "auto"
     """auto goes on from the run folder's latest checkpoint, if there is one; never starts anew and moves an earlier run
     aside; a folder, of a checkpoint or of a run, is where to go on from."""
+    init: Path | None = None
+    """A checkpoint, or a run, whose weights a fresh start begins with, on whatever data: fine-tuning. Of the same model
+    and tokenizer; its optimizer and steps are left behind."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -77,16 +77,16 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     with agreement(world):
         source = Source(config, stock, Team.of(comm, workers), counter)
     folder = RunFolder(config.run.dir)
-    path, said = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
+    origin = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
 
     model = build_model(config, source.vocab_size)
     if can_survive() and config.elastic.hang_s > 0:
         unwatched = start_watchdog(world, config.elastic.hang_s)
         lacks += [f"a rank that hangs will not be ended: {unwatched}"] if unwatched else []
     step = TrainStep(model, config, comm)
-    done = resume.load(path, step, comm)
+    done = resume.load(origin, step, comm)
     terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, step, origin=said, lacks=lacks):
+    for line in report.header(config, mesh, source, step, origin=origin.said, lacks=lacks):
         terminal.say(line)
     try:
         run = Run(config, mesh, workers, folder, source, step, terminal)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,17 +28,31 @@ _SHARED_BYTES = 1 << 20  # a tensor from which on its reading is shared out
 # A checkpoint of other values is of another model, or of another sequence of batches.
 _MUST_MATCH = (("train", "seed"), ("train", "seq_len"), ("train", "global_batch"))
 
+# What of a model its weights do not depend on.
+_MAY_DIFFER = {"max_seq_len", "dropout"}
 
-def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Path | None, str]:
+
+class Origin(NamedTuple):
+    """Where a run begins.
+
+    Args:
+        checkpoint: What it goes on from, or begins with; None for a model of its own.
+        weights_only: Whether only the weights are taken: a fresh start.
+        said: For people.
+    """
+
+    checkpoint: Path | None
+    weights_only: bool
+    said: str
+
+
+def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> Origin:
     """Makes the run folder and decides where the run begins. For one rank.
 
     Args:
         config: The settings; `resume` is auto, never, or a folder.
         folder: The run folder.
         identity: What tells one data set from another: vocab_size, tokenizer, num_tokens.
-
-    Returns:
-        The checkpoint to go on from, if any, and a line that says what was decided.
 
     Raises:
         CheckpointError: The checkpoint is damaged or does not fit the settings.
@@ -48,24 +62,32 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> t
     if config.resume == "never" and folder.holds_a_run() and not started_again():
         said = f"a fresh start; the earlier run is now {folder.move_aside()}"
     path = _find(config, folder)
+    weights_only = path is None and config.init is not None
     if path is not None:
         with checkpoint.load(path) as found:
             _require_fit(config, identity, found)
             said = f"goes on from step {found.step:,} ({path})"
+    elif config.init is not None:
+        path = _in_folder(config.init, "--init")
+        with checkpoint.load(path) as found:
+            _require_same_model(config, identity, found)
+            said += f", with the weights of step {found.step:,} ({path})"
     folder.create()
     folder.claim()
     folder.tidy()
     folder.write_config(to_toml(config))
-    return path, said
+    return Origin(path, weights_only, said)
 
 
-def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
+def load(origin: Origin, step: TrainStep, comm: Communicator) -> int:
     """Collective: gives all ranks the state of the checkpoint. Returns the steps that are done."""
-    if path is None:
+    if origin.checkpoint is None:
         return 0
-    tensors, done, attributes = read(path, comm)
+    tensors, done, attributes = read(origin.checkpoint, comm, checkpoint.WEIGHTS if origin.weights_only else "")
     with agreement(comm):
-        checkpoint.restore(step.model, step.optimizer, tensors, source=str(path))
+        checkpoint.restore(step.model, step.optimizer, tensors, source=str(origin.checkpoint))
+    if origin.weights_only:
+        return 0
     step.tokens_seen = attributes["tokens_seen"]
     step.skipped_in_a_row = attributes["skipped_in_a_row"]
     if step.grids is not None:
@@ -73,11 +95,16 @@ def load(path: Path | None, step: TrainStep, comm: Communicator) -> int:
     return done
 
 
-def read(path: Path, comm: Communicator) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+def read(path: Path, comm: Communicator, prefix: str = "") -> tuple[dict[str, Tensor], int, dict[str, Any]]:
     """Collective: (all tensors, the step, what else was kept) of a checkpoint, on all ranks.
 
     Each byte is read and checked by one of the ranks that see the folder, and passed on: each reads as many rows of
     a large tensor.
+
+    Args:
+        path: Its folder.
+        comm: The ranks.
+        prefix: Tensors whose names begin otherwise are left out.
 
     Raises:
         CheckpointError: It is damaged; on one rank. On the others a PeerError.
@@ -91,7 +118,8 @@ def read(path: Path, comm: Communicator) -> tuple[dict[str, Tensor], int, dict[s
         with agreement(comm):
             found = stack.enter_context(checkpoint.load(path)) if sees[comm.rank] else None
             if found is not None and comm.rank == readers[0]:
-                facts = found.step, found.attributes, {name: found.describe(name) for name in found}
+                wanted = [name for name in found if name.startswith(prefix)]
+                facts = found.step, found.attributes, {name: found.describe(name) for name in wanted}
         done, attributes, layout = comm.broadcast_object(facts, readers[0])
         with agreement(comm):
             for number, (name, (shape, dtype)) in enumerate(layout.items()):
@@ -135,9 +163,7 @@ def _find(config: Config, folder: RunFolder) -> Path | None:
     if config.resume in ("auto", "never") or (own is not None and started_again()):
         return own
     path = Path(config.resume)
-    if not path.is_dir():
-        raise ConfigError(f"--resume {path} is not a folder: give auto, never, or the folder of a checkpoint or a run")
-    found = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path) or path
+    found = _in_folder(path, "--resume", "auto, never, or ")
     of_another = folder.checkpoints.resolve() not in found.resolve().parents
     if of_another and folder.holds_a_run() and not started_again():
         raise ConfigError(
@@ -145,6 +171,22 @@ def _find(config: Config, folder: RunFolder) -> Path | None:
             "give a new --run.dir"
         )
     return found
+
+
+def _in_folder(path: Path, given: str, others: str = "") -> Path:
+    """The latest checkpoint of a run; or the folder itself."""
+    if not path.is_dir():
+        raise ConfigError(f"{given} {path} is not a folder: give {others}the folder of a checkpoint or a run")
+    return checkpoint.latest(path / "checkpoints") or checkpoint.latest(path) or path
+
+
+def _require_same_model(config: Config, identity: Mapping[str, Any], found: Checkpoint) -> None:
+    """Raises CheckpointError if these weights would be another function here."""
+    then, now = found.attributes["config"]["model"], to_table(config)["model"]
+    keys = sorted((then.keys() | now.keys()) - _MAY_DIFFER)
+    values = [(flag("model", key), then.get(key), now.get(key)) for key in keys]
+    values += [(f"the data's {key}", found.attributes.get(key), identity[key]) for key in ("vocab_size", "tokenizer")]
+    _require_equal(values, f"{found.path} is of another model", "Give the settings and the tokenizer it was made with")
 
 
 def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint) -> None:
@@ -155,12 +197,14 @@ def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint)
         compared += reproducible.MUST_MATCH
     values = [(flag(*key), then[key[0]].get(key[1]), now[key[0]].get(key[1])) for key in compared]
     values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
-    differences = [(name, was, is_now) for name, was, is_now in values if was != is_now]
-    if differences:
-        what = "; ".join(f"{name} was {was!r} and is {is_now!r}" for name, was, is_now in differences)
-        raise CheckpointError(
-            f"{found.path} is of another run: {what}. Give the settings it was made with, or start a new run with "
-            "another --run.dir or --resume never"
-        )
+    advice = "Give the settings it was made with, or start a new run with another --run.dir or --resume never"
+    _require_equal(values, f"{found.path} is of another run", advice)
     if found.step > config.train.steps:
         raise CheckpointError(f"{found.path} is past --train.steps {config.train.steps}: ask for more steps")
+
+
+def _require_equal(values: Sequence[tuple[str, Any, Any]], problem: str, advice: str) -> None:
+    """Raises CheckpointError that lists the settings, as (name, then, now), which differ."""
+    differences = [f"{name} was {then!r} and is {now!r}" for name, then, now in values if then != now]
+    if differences:
+        raise CheckpointError(f"{problem}: {'; '.join(differences)}. {advice}")

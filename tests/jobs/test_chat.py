@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.conftest import WORDS
-from tests.jobs.launch import Outcome, run
+from tests.jobs.launch import run
+from tests.jobs.results import digest, metrics
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,17 +49,36 @@ def pack(data: Path, records: Path, out: Path, chat: str = "chatml") -> list[str
     return ["-m", "mpipar.data", "pack", str(records), "--chat", chat, "--tokenizer", tokenizer, "--out", str(out)]
 
 
-def digest(outcome: Outcome) -> str:
-    (line,) = [line for line in outcome.lines if line.startswith("digest: ")]
-    return line
-
-
 def test_one_rank_packs_the_same(data: Path, records: Path, chats: Path, tmp_path: Path) -> None:
     run(1, *pack(data, records, tmp_path / "one")).ok()
     for path in chats.iterdir():
         assert (tmp_path / "one" / path.name).read_bytes() == path.read_bytes()
     assert "already packed" in run(1, *pack(data, records, chats)).ok().text
     run(1, *pack(data, records, chats, "llama3")).refused("packed from other input or with other settings")
+
+
+def test_fine_tuning_begins_with_the_weights_of_another_run(
+    train: Train, data: Path, chats: Path, tmp_path: Path
+) -> None:
+    """On other data, from step 0, with an optimizer of its own; what it has begun it goes on with."""
+    run(2, *train("--train.steps", 30, folder="before")).ok()
+    settings = ["--data.dir", chats, "--train.steps", 4, "--train.warmup-steps", 2, "--checkpoint.every", 2]
+    tuned = run(2, *train(*settings, "--init", tmp_path / "before", folder="tuned")).ok()
+    assert "a fresh start, with the weights of step 30 " in tuned.text
+    from_nothing = run(1, *train(*settings, folder="nothing")).ok()
+    first, without = (metrics(tmp_path / folder)[0] for folder in ("tuned", "nothing"))
+    assert first["step"] == without["step"] == 1 and first["loss"] != without["loss"]
+    run(1, *train("--train.steps", 1, "--init", tmp_path / "before", folder="same")).ok()
+    before, same = metrics(tmp_path / "before"), metrics(tmp_path / "same")
+    assert same[0]["step"] == 1 and same[0]["loss"] < before[0]["loss"] - 0.5
+    again = run(1, *train(*settings, "--init", tmp_path / "before", folder="again")).ok()
+    assert digest(again) == digest(tuned) != digest(from_nothing)
+    earlier = ["--resume", tmp_path / "tuned" / "checkpoints" / "step-00000002"]
+    resumed = run(1, *train(*settings, "--init", tmp_path / "before", *earlier, folder="resumed")).ok()
+    assert "goes on from step 2" in resumed.text and digest(resumed) == digest(tuned)
+    wider = run(2, *train(*settings, "--init", tmp_path / "before", "--model.dim", 64, folder="wider"))
+    wider.refused("is of another model: --model.dim was 32 and is 64")
+    run(2, *train(*settings, "--init", tmp_path / "nix", folder="nix")).refused("--init", "is not a folder")
 
 
 def test_the_same_at_every_rank_count(train: Train, data: Path, chats: Path) -> None:
@@ -70,8 +90,7 @@ def test_the_same_at_every_rank_count(train: Train, data: Path, chats: Path) -> 
 def test_steps_in_which_nothing_counts(train: Train, chats: Path, tmp_path: Path) -> None:
     settings = ["--data.dir", chats, "--train.seq-len", 4, "--train.global-batch", 2, "--train.steps", 12]
     said = run(2, *train(*settings, "--train.eval-sequences", 200)).ok()
-    metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    losses = [values["loss"] for values in metrics if "loss" in values]
+    losses = [values["loss"] for values in metrics(tmp_path / "run") if "loss" in values]
     assert len(losses) == 12 and 0 in losses and any(loss > 0 for loss in losses)
     assert "skipped" not in said.text
 

@@ -19,7 +19,7 @@ from threading import Event
 
 import torch
 
-from mpipar.checkpoint import latest, load, save
+from mpipar.checkpoint import latest, load
 from mpipar.checkpoint.folder import steps
 from mpipar.checkpoint.plan import plan
 from mpipar.checkpoint.write import Notes, Share, begin, hold
@@ -35,16 +35,16 @@ def state(step: int) -> dict[str, torch.Tensor]:
 
 
 def test_ten_kills(tmp_path: Path) -> None:
-    assert run_as_program("tests.single.test_checkpoint_kills", str(tmp_path / "run"), "10") > 1
+    assert run_as_program("tests.single.test_checkpoint_kills", str(tmp_path / "run"), "10") > SAVES
 
 
-def save_for_ever(root: Path) -> None:
-    """From the last checkpoint on."""
-    step = max(steps(root), default=0)
+def go_on(root: Path, num_saves: int | None = None) -> None:
+    """Saves so many times, from the last checkpoint on; for ever if no number is given."""
+    step = first = max(steps(root), default=0)
     shared = plan([hold(state(0))] * len(HOSTS), HOSTS)
     shares = [Share(shared, rank) for rank in range(len(HOSTS))]
     with ThreadPoolExecutor(len(HOSTS)) as ranks:
-        while True:
+        while num_saves is None or step < first + num_saves:
             step += 1
             tensors, notes = state(step), Notes(step, {"seen": step}, {"config.toml": f"step = {step}\n"}, KEEP)
             partial = begin(root, step)
@@ -70,18 +70,27 @@ def check(root: Path, before: int) -> int:
     return last
 
 
+def wait_for(root: Path, step: int) -> None:
+    """Until there is a checkpoint of this step, or a later one."""
+    deadline = time.monotonic() + 60.0
+    while max(steps(root), default=0) < step:
+        assert time.monotonic() < deadline, f"step {step} does not come"
+        time.sleep(0.001)
+
+
 def main(root: Path, count: int) -> None:
     """Prints the last step of which there is a checkpoint."""
     torch.set_num_threads(1)
     rng = random.Random(count)
     began = time.perf_counter()
-    save(root, 1, state(1), {"seen": 1}, files={"config.toml": "step = 1\n"}, keep=KEEP)
-    took_s, last = time.perf_counter() - began, 1
+    go_on(root, SAVES)
+    took_s, last = (time.perf_counter() - began) / SAVES, SAVES
     for _ in range(count):
         pid = os.fork()
         if pid == 0:
-            save_for_ever(root)
-        time.sleep(rng.uniform(0, SAVES * took_s))
+            go_on(root)
+        wait_for(root, last + rng.randint(0, SAVES - 1))  # and not for a time alone: the machine may be busy by now
+        time.sleep(rng.uniform(0, took_s))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "it ended by itself"
