@@ -129,22 +129,20 @@ class Operations:
         column, place = self._memory.locate(x)
         host = self._memory.host if isinstance(self._memory.host, Host) else None
         chosen = self._select(algorithm, x, column, op)
-        in_place = chosen == "hierarchical" or (
-            chosen == "shared" and host is not None and column is not None and shared.pays_in_place(host, x)
-        )
-        call = Call(f"all_reduce({op})", x.dtype, x.size, place if in_place else 0)
+        call = Call(f"all_reduce({op})", x.dtype, x.size)
+        there = replace(call, detail=place)  # in an arena
         if chosen == "shared":
             assert host is not None
-            if column is not None and in_place:
-                return Operation(call, begin=shared.all_reduce(host, column, op, call))
             small = plan_small_sum(host, x, op, call) if shared.takes_one_meeting(host, x) else None
+            if column is not None and shared.pays_in_place(host, x, compiled=small is not None):
+                return Operation(there, begin=shared.all_reduce(host, column, op, there))
             if small is not None:
                 return Operation(call, begin=small.whole, small=small)
             return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":
             assert column is not None
             return Operation(
-                call, send=lambda wire: hierarchical.all_reduce(wire, self._topology, host, column, op, call)
+                there, send=lambda wire: hierarchical.all_reduce(wire, self._topology, host, column, op, there)
             )
         if chosen == "mpi":
             return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))

@@ -33,9 +33,10 @@ from mpipar.comm.pending import Algorithm
 from mpipar.comm.sums import Step, plan_copy, plan_sum, plan_sum_into, run
 
 # Up to here more than two ranks take less time for adding up all slots than for meeting once more; and up to there it
-# pays to bring an array of the arena to the slots for it.
+# pays to bring an array of the arena to the slots for it. Two ranks have less to add up, and it is compiled or not.
 _ONE_MEETING_BYTES = 64 << 10
 _ONE_MEETING_OF_TWO_BYTES = 4 << 10
+_ONE_COMPILED_MEETING_OF_TWO_BYTES = 32 << 10
 
 Begin = Callable[[], Algorithm]
 
@@ -83,9 +84,10 @@ def after_meeting(host: Host, call: Call, algorithm: Algorithm) -> Algorithm:
     yield from algorithm
 
 
-def pays_in_place(host: Host, x: Buffer) -> bool:
+def pays_in_place(host: Host, x: Buffer, *, compiled: bool) -> bool:
     """Whether reducing x where it lies, with two meetings, takes less time than passing it through the slots."""
-    return x.size * x.itemsize > (_ONE_MEETING_OF_TWO_BYTES if host.size == 2 else _ONE_MEETING_BYTES)
+    of_two = _ONE_COMPILED_MEETING_OF_TWO_BYTES if compiled else _ONE_MEETING_OF_TWO_BYTES
+    return x.size * x.itemsize > (of_two if host.size == 2 else _ONE_MEETING_BYTES)
 
 
 def takes_one_meeting(host: Host, x: Buffer) -> bool:
