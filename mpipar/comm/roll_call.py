@@ -64,7 +64,10 @@ class RollCall:
             meanwhile()
             time.sleep(0.001)
         if peer is None and any(rank < self.comm.rank for rank in self._heard):
-            time.sleep(_ANSWERS_S)
+            until = time.monotonic() + _ANSWERS_S
+            while time.monotonic() < until:  # it may call only now, and must not take this rank for silent
+                meanwhile()
+                time.sleep(0.001)
         return _report(status, self.comm.rank, others, self._heard, dead)
 
     def _listen(self) -> list[int]:
