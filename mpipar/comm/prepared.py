@@ -41,7 +41,7 @@ class Operation:
         """The same, with something to do on this rank when the algorithm is through."""
         begin, send = self.begin, self.send
         if begin is not None:
-            return replace(self, begin=lambda: _then(begin(), last))
+            return replace(self, begin=lambda: _then(begin(), last), small=None)  # which knows nothing of what follows
         assert send is not None
         return replace(self, send=lambda wire: _then(send(wire), last))
 

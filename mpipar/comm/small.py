@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from mpipar import compiled
@@ -87,10 +87,12 @@ class _Sum(ctypes.Structure):
     )
 
 
-def _functions() -> list[Any]:
-    """Those of meeting.c: each takes a `_Sum`."""
-    names = "sum_at_once", "bring", "take"
-    return [compiled.function(name, ctypes.c_bool, ctypes.c_void_p) for name in names]
+@lru_cache(maxsize=1)
+def _functions() -> tuple[Any, Any, Any]:
+    """(sum_at_once, bring, take) of meeting.c, which was built: each takes a `_Sum`."""
+    at_once = compiled.function("sum_at_once", ctypes.c_bool, ctypes.c_void_p)
+    bring, take = (compiled.function(name, None, ctypes.c_void_p) for name in ("bring", "take"))
+    return at_once, bring, take
 
 
 def _pointers(addresses: Sequence[int]) -> Any:

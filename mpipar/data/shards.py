@@ -1,8 +1,10 @@
 """The data set on disk: a folder of HDF5 shards beside the tokenizer that made them.
 
-DIR/tokenizer.json
-DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
-DIR/train.index.h5          DIR/val.index.h5        what the shards hold, see `index`
+    DIR/tokenizer.json
+    DIR/train-00000.h5 ...      DIR/val-00000.h5 ...
+    DIR/train.index.h5          DIR/val.index.h5        what the shards hold, see `index`
+
+`shard` tells what is in one of the files.
 """
 
 from __future__ import annotations

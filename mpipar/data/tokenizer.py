@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,11 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._words = WordEncoder(self._encode_word) if WordEncoder.suits(text) else None
+
+    @cached_property
+    def _words(self) -> WordEncoder | None:
+        """Made when something is encoded: a run reads a tokenizer only to decode."""
+        return WordEncoder(self._encode_word) if WordEncoder.suits(self.text) else None
 
     def encode(self, documents: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         """The ids of each document, which is UTF-8, with an end of text after them."""

@@ -44,7 +44,8 @@ class FileLock:
 
     def release(self) -> None:
         """Lets others have it."""
-        self._path.unlink(missing_ok=True)
+        if _is_at(self._path, self._descriptor):  # its folder may have been moved away
+            self._path.unlink()
         os.close(self._descriptor)
 
 

@@ -52,7 +52,7 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> O
     Args:
         config: The settings; `resume` is auto, never, or a folder.
         folder: The run folder.
-        identity: What tells one data set from another: vocab_size, tokenizer, num_tokens.
+        identity: What tells one sequence of samples from another; that of the source.
 
     Raises:
         CheckpointError: The checkpoint is damaged or does not fit the settings.
@@ -62,13 +62,13 @@ def prepare(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> O
     if config.resume == "never" and folder.holds_a_run() and not started_again():
         said = f"a fresh start; the earlier run is now {folder.move_aside()}"
     path = _find(config, folder)
-    weights_only = path is None and config.init is not None
+    weights_only = False
     if path is not None:
         with checkpoint.load(path) as found:
             _require_fit(config, identity, found)
             said = f"goes on from step {found.step:,} ({path})"
     elif config.init is not None:
-        path = _in_folder(config.init, "--init")
+        path, weights_only = _in_folder(config.init, "--init"), True
         with checkpoint.load(path) as found:
             _require_same_model(config, identity, found)
             said += f", with the weights of step {found.step:,} ({path})"

@@ -11,17 +11,14 @@ Rank 0 alone touches it.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mpipar.errors import ConfigError, StorageError
-from mpipar.storage import atomic_file, remove_partials
+from mpipar.storage import FileLock, atomic_file, remove_partials
 
 _TAKE_OVER_S = 10.0  # a file server may be late to notice that the holder of a lock is dead
 
@@ -40,7 +37,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.plot = path / "loss.png"
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     def holds_a_run(self) -> bool:
         """Whether a run has been kept here before."""
@@ -70,19 +67,9 @@ class RunFolder:
             ConfigError: A job that is still running has it.
         """
         with writing(self.path):
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another job"
-            os.close(lock)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return  # a file system without locks, as some cluster file systems are mounted: nobody can be kept out
-            raise ConfigError(
-                f"--run.dir {self.path} is in use by {holder}: wait for its end, or give another --run.dir"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+            lock = FileLock.take(self.path / ".lock")
+        if isinstance(lock, str):
+            raise ConfigError(f"--run.dir {self.path} is in use by {lock}: wait for its end, or give another --run.dir")
         self._lock = lock
 
     def take_over(self) -> None:
@@ -111,7 +98,7 @@ class RunFolder:
     def release(self) -> None:
         """Lets other jobs into the folder."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def move_aside(self) -> Path:

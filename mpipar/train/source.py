@@ -41,9 +41,10 @@ class Stock:
             DataError: One is missing or damaged.
         """
         train, val = (tuple(take_inventory(folder, split) for folder in config.data.dir) for split in ("train", "val"))
-        apart = config.data.documents == "separate"
-        first = ShardSet(config.data.dir[0], "train", train[0])
-        return cls(train, val, first.read_tokenizer().end_of_text if apart else None)
+        end_of_text = None
+        if config.data.documents == "separate":
+            end_of_text = ShardSet(config.data.dir[0], "train", train[0]).read_tokenizer().end_of_text
+        return cls(train, val, end_of_text)
 
 
 class Source:
