@@ -1,11 +1,19 @@
-/* The sum of a small array over the ranks of a host: what comm/host.py and comm/shared.py do through slots with one
-   meeting, in one call, since each step of Python takes as long as the whole of it. The same protocol to the word, so
-   that one rank may come this way and another the long way round; the same order of additions, and so the same bits.
+/* Sums over the ranks of a host in one call: what comm/host.py and comm/shared.py do step by step, since each step of
+   Python takes as long as the whole of a small sum. The same protocol to the word, so that one rank may come this way
+   and another the long way round; the same order of additions, and so the same bits.
+
+   Through slots, with one meeting:
 
        bring     copy x into a slot of this rank, write what it has come for, count the meeting
        take      once all have come for the same: x = slot of rank 0 + slot of rank 1 + ...
 
-   Nobody waits here for long: who has not come after `patience` looks is waited for in Python, with a deadline. */
+   In place, with two:
+
+       come      write what this rank has come for, count the meeting
+       add       once all have come for the same: this rank's chunk of all arrays = the sum over them, own one first
+       leave     count a meeting; once all have, the other chunks are sums too
+
+   Nobody waits here for long: who has not come after `PATIENCE` looks is waited for in Python, with a deadline. */
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -22,82 +30,111 @@
 enum { MEETINGS = 0, CALLS = 1, TURN = 5 };
 typedef _Atomic uint64_t word;
 
-/* As in comm/small.py. */
-struct sum {
-    char *x;
-    int64_t size; /* elements */
-    int64_t dtype;
-    uint64_t call[2];
+/* The structures are as in comm/small.py. */
+struct host {
     int64_t rank, num_ranks;
     word **lines;
+};
+struct sum {
+    struct host host;
+    uint64_t call[2];
+    int64_t dtype;
+    char *x;
+    int64_t size; /* elements */
     char **slots; /* of turn 0; those of turn 1 lie `slot_bytes` behind */
     int64_t slot_bytes;
 };
+struct sum_in_place {
+    struct host host;
+    uint64_t call[2];
+    int64_t dtype;
+    char **chunks; /* of each rank's array, what this rank adds up; its own first */
+    int64_t size;  /* elements of the chunk */
+};
+
 enum { FLOAT32, FLOAT64, INT32, INT64 };
 static const int64_t ITEMSIZE[] = {4, 8, 4, 8};
 
 enum { LOOKS_BEFORE_YIELDING = 50, PATIENCE = 400 };
+enum { RUN_BYTES = 16 << 10 }; /* what is summed is still in the first-level cache when it is copied */
 
 static uint64_t load(word *place) { return atomic_load_explicit(place, memory_order_relaxed); }
 
 static void store(word *place, uint64_t value) { atomic_store_explicit(place, value, memory_order_relaxed); }
 
-static void bring(const struct sum *sum) {
-    word *own = sum->lines[sum->rank];
+/* Counts a meeting, after all that was written before; `call` is what this rank has come for, or 0. */
+static void come(const struct host *host, const uint64_t *call) {
+    word *own = host->lines[host->rank];
     uint64_t meetings = load(own + MEETINGS) + 1;
-    uint64_t turn = load(own + TURN) ^ 1;
-    memcpy(sum->slots[sum->rank] + turn * sum->slot_bytes, sum->x, sum->size * ITEMSIZE[sum->dtype]);
-    word *call = own + CALLS + 2 * (meetings & 1);
-    store(call, sum->call[0]);
-    store(call + 1, sum->call[1]);
-    store(own + TURN, turn);
+    if (call) {
+        store(own + CALLS + 2 * (meetings & 1), call[0]);
+        store(own + CALLS + 2 * (meetings & 1) + 1, call[1]);
+    }
     atomic_store_explicit(own + MEETINGS, meetings, memory_order_release);
 }
 
 /* Whether all are there, and have come for the same. */
-static int have_come(const struct sum *sum, int patience) {
-    uint64_t meetings = load(sum->lines[sum->rank] + MEETINGS);
-    for (int64_t rank = 0; rank < sum->num_ranks; rank++) {
-        word *line = sum->lines[rank];
+static int have_come(const struct host *host, const uint64_t *call) {
+    uint64_t meetings = load(host->lines[host->rank] + MEETINGS);
+    for (int64_t rank = 0; rank < host->num_ranks; rank++) {
+        word *line = host->lines[rank];
         for (int looks = 0; atomic_load_explicit(line + MEETINGS, memory_order_acquire) < meetings; looks++) {
-            if (looks >= patience) return 0;
+            if (looks >= PATIENCE) return 0;
             if (looks < LOOKS_BEFORE_YIELDING) RELAX();
             else sched_yield();
         }
-        word *call = line + CALLS + 2 * (meetings & 1);
-        if (load(call) != sum->call[0] || load(call + 1) != sum->call[1]) return 0;
+        word *theirs = line + CALLS + 2 * (meetings & 1);
+        if (call && (load(theirs) != call[0] || load(theirs + 1) != call[1])) return 0;
     }
     return 1;
 }
 
-#define ADD(name, type)                                                                        \
-    static void name(type *restrict x, int64_t size, char *const *slots, int64_t at, int64_t num_ranks) { \
-        const type *first = (const type *)(slots[0] + at), *second = (const type *)(slots[1] + at); \
-        for (int64_t i = 0; i < size; i++) x[i] = first[i] + second[i];                        \
-        for (int64_t rank = 2; rank < num_ranks; rank++) {                                     \
-            const type *slot = (const type *)(slots[rank] + at);                               \
-            for (int64_t i = 0; i < size; i++) x[i] += slot[i];                                \
-        }                                                                                      \
+/* x = y + z. It may be one of them. Integers that overflow wrap, as numpy's. */
+#define ADD(name, type)                                              \
+    static void name(void *x, const void *y, const void *z, int64_t size) { \
+        type *out = x;                                               \
+        const type *a = y, *b = z;                                   \
+        _Pragma("GCC ivdep")                                         \
+        for (int64_t i = 0; i < size; i++) out[i] = a[i] + b[i];     \
     }
 ADD(add_float32, float)
 ADD(add_float64, double)
-ADD(add_32, uint32_t) /* integers that overflow wrap, as numpy's */
+ADD(add_32, uint32_t)
 ADD(add_64, uint64_t)
+static void (*const ADDERS[])(void *, const void *, const void *, int64_t) = {add_float32, add_float64, add_32, add_64};
+
+/* x = sources[0] + sources[1] + ..., each `at` bytes further on. */
+static void add(int64_t dtype, char *x, char *const *sources, int64_t at, int64_t num_sources, int64_t size) {
+    ADDERS[dtype](x, sources[0] + at, sources[1] + at, size);
+    for (int64_t i = 2; i < num_sources; i++) ADDERS[dtype](x, x, sources[i] + at, size);
+}
+
+static void bring(const struct sum *sum) {
+    word *turn = sum->host.lines[sum->host.rank] + TURN;
+    store(turn, load(turn) ^ 1);
+    char *slot = sum->slots[sum->host.rank] + (int64_t)load(turn) * sum->slot_bytes;
+    memcpy(slot, sum->x, sum->size * ITEMSIZE[sum->dtype]);
+    come(&sum->host, sum->call);
+}
 
 static void take(const struct sum *sum) {
-    int64_t at = (int64_t)load(sum->lines[sum->rank] + TURN) * sum->slot_bytes;
-    switch (sum->dtype) {
-    case FLOAT32: add_float32((float *)sum->x, sum->size, sum->slots, at, sum->num_ranks); break;
-    case FLOAT64: add_float64((double *)sum->x, sum->size, sum->slots, at, sum->num_ranks); break;
-    case INT32: add_32((uint32_t *)sum->x, sum->size, sum->slots, at, sum->num_ranks); break;
-    case INT64: add_64((uint64_t *)sum->x, sum->size, sum->slots, at, sum->num_ranks); break;
+    int64_t at = (int64_t)load(sum->host.lines[sum->host.rank] + TURN) * sum->slot_bytes;
+    add(sum->dtype, sum->x, sum->slots, at, sum->host.num_ranks, sum->size);
+}
+
+static void add_chunk(const struct sum_in_place *sum) {
+    int64_t itemsize = ITEMSIZE[sum->dtype], bytes = sum->size * itemsize, n = sum->host.num_ranks;
+    for (int64_t at = 0; at < bytes; at += RUN_BYTES) {
+        int64_t run = bytes - at < RUN_BYTES ? bytes - at : RUN_BYTES;
+        add(sum->dtype, sum->chunks[0] + at, sum->chunks, at, n, run / itemsize);
+        for (int64_t i = 1; i < n; i++) memcpy(sum->chunks[i] + at, sum->chunks[0] + at, run);
     }
 }
 
 /* Brings x, and takes the sum if all come soon; whether they have. */
 _Bool mpipar_sum_at_once(const struct sum *sum) {
     bring(sum);
-    if (!have_come(sum, PATIENCE)) return 0;
+    if (!have_come(&sum->host, sum->call)) return 0;
     take(sum);
     return 1;
 }
@@ -107,3 +144,15 @@ void mpipar_bring(const struct sum *sum) { bring(sum); }
 
 /* Takes the sum, when all have come. */
 void mpipar_take(const struct sum *sum) { take(sum); }
+
+/* Sums in place, as far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
+int mpipar_sum_in_place_at_once(const struct sum_in_place *sum) {
+    come(&sum->host, sum->call);
+    if (!have_come(&sum->host, sum->call)) return 0;
+    add_chunk(sum);
+    come(&sum->host, 0);
+    return have_come(&sum->host, 0) ? 2 : 1;
+}
+
+/* Adds this rank's chunk up, when all have come. */
+void mpipar_add_chunk(const struct sum_in_place *sum) { add_chunk(sum); }

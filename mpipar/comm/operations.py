@@ -21,7 +21,7 @@ from mpipar.comm.memory import Memory
 from mpipar.comm.p2p import Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.select import AllReduce, select
-from mpipar.comm.small import plan_small_sum
+from mpipar.comm.small import plan_small_sum, plan_small_sum_in_place
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -135,10 +135,11 @@ class Operations:
             assert host is not None
             small = plan_small_sum(host, x, op, call) if shared.takes_one_meeting(host, x) else None
             if column is not None and shared.pays_in_place(host, x, compiled=small is not None):
-                return Operation(there, begin=shared.all_reduce(host, column, op, there))
-            if small is not None:
-                return Operation(call, begin=small.whole, small=small)
-            return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
+                small, call = plan_small_sum_in_place(host, column, op, there), there
+                begin = shared.all_reduce(host, column, op, call) if small is None else small.whole
+            else:
+                begin = shared.all_reduce_through_slots(host, x, op, call) if small is None else small.whole
+            return Operation(call, begin=begin, small=small)
         if chosen == "hierarchical":
             assert column is not None
             return Operation(

@@ -16,7 +16,7 @@ from torch import Tensor
 from mpipar.comm.call import Call
 from mpipar.comm.p2p import Wire
 from mpipar.comm.pending import Algorithm
-from mpipar.comm.small import SmallSum
+from mpipar.comm.small import Small
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Operation:
     call: Call
     begin: Callable[[], Algorithm] | None = None
     send: Callable[[Wire], Algorithm] | None = None
-    small: SmallSum | None = None
+    small: Small | None = None
     keeps: object = None
 
     def followed_by(self, last: Callable[[], None]) -> Operation:

@@ -1,6 +1,7 @@
-"""The sum of a small array over the ranks of a host, compiled: the steps in Python would take longer than all of it.
+"""Sums of small arrays over the ranks of a host, compiled: the steps in Python would take longer than all of it.
 
-It is `shared.all_reduce_through_slots` with one meeting, to the word and to the bit; meeting.c has the protocol.
+`SmallSum` is `shared.all_reduce_through_slots` with one meeting, and `SmallSumInPlace` is `shared.all_reduce` in the
+arena, to the word and to the bit; meeting.c has the protocol.
 """
 
 from __future__ import annotations
@@ -8,58 +9,115 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 from mpipar import compiled
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
+from mpipar.comm.p2p import chunk_bounds
 from mpipar.comm.pending import Algorithm
 
 _DTYPES = ("float32", "float64", "int32", "int64")  # in the order of meeting.c
 
+_LARGEST_IN_PLACE_BYTES = 1 << 20  # above, numpy adds for so long that the Python around it is not seen
+
+
+class Small(Protocol):
+    """A planned sum."""
+
+    def at_once(self) -> bool:
+        """Does it if the others come within microseconds; whether they have. For a lane with nothing under way."""
+        ...
+
+    def rest(self) -> Algorithm:
+        """What `at_once` has left to do."""
+        ...
+
+    def whole(self) -> Algorithm:
+        """The sum as an algorithm like others, in which nothing waits by itself."""
+        ...
+
 
 class SmallSum:
-    """A planned sum. `plan_small_sum` makes it.
-
-    Attributes:
-        at_once: Brings this rank's array, and takes the sum if the others come within microseconds; whether they have.
-            For a lane in which nothing is under way.
-    """
+    """Through slots. `plan_small_sum` makes it."""
 
     __slots__ = ("_bring", "_call", "_host", "_kept", "_take", "at_once")
 
     def __init__(self, host: Host, x: Buffer, call: Call):
         described = _Sum(
+            host=_describe(host),
+            call=(call.word, call.detail),
+            dtype=_DTYPES.index(x.dtype),
             x=x.address,
             size=x.size,
-            dtype=_DTYPES.index(x.dtype),
-            call=(call.word, call.detail),
-            rank=host.rank,
-            num_ranks=host.size,
-            lines=_pointers(host.addresses_of_lines()),
             slots=_pointers([slot.address for slot in host.slots("uint8", 0)]),
             slot_bytes=SLOT_BYTES,
         )
         self._kept = described, x
         self._host = host
         self._call = call
-        here = ctypes.c_void_p(ctypes.addressof(described))
-        self.at_once, self._bring, self._take = (partial(function, here) for function in _functions())
+        functions = _functions()
+        here = ctypes.addressof(described)
+        self.at_once, self._bring, self._take = (
+            partial(function, here) for function in (functions.sum_at_once, functions.bring, functions.take)
+        )
 
     def rest(self) -> Algorithm:
-        """What `at_once` has left to do."""
         yield from self._host.arrivals(self._call)
         self._take()
 
     def whole(self) -> Algorithm:
-        """The sum as an algorithm like others, in which nothing waits by itself."""
         self._bring()
         yield from self.rest()
 
 
-def plan_small_sum(host: Host, x: Buffer, op: Op, call: Call) -> SmallSum | None:
-    """The sum of x over the ranks of the host; None if this is not the way for it.
+class SmallSumInPlace:
+    """In the arena. `plan_small_sum_in_place` makes it."""
+
+    __slots__ = ("_add_chunk", "_begin", "_call", "_host", "_kept", "_to_leave")
+
+    def __init__(self, host: Host, column: Sequence[Buffer], call: Call):
+        mine = column[host.rank]
+        a, b = chunk_bounds(mine.size, host.size)[host.rank : host.rank + 2]
+        own_first = [mine, *(buffer for buffer in column if buffer is not mine)]
+        described = _SumInPlace(
+            host=_describe(host),
+            call=(call.word, call.detail),
+            dtype=_DTYPES.index(mine.dtype),
+            chunks=_pointers([buffer.address + a * buffer.itemsize for buffer in own_first]),
+            size=b - a,
+        )
+        self._kept = described, column
+        self._host = host
+        self._call = call
+        self._to_leave = False  # and not still to come: what `at_once` was waiting for last
+        functions = _functions()
+        here = ctypes.addressof(described)
+        self._begin = partial(functions.sum_in_place_at_once, here)
+        self._add_chunk = partial(functions.add_chunk, here)
+
+    def at_once(self) -> bool:
+        meetings: int = self._begin()
+        self._to_leave = meetings == 1
+        return meetings == 2
+
+    def rest(self) -> Algorithm:
+        if self._to_leave:
+            yield from self._host.arrivals(None)
+        else:
+            yield from self._host.arrivals(self._call)
+            self._add_chunk()
+            yield from self._host.meet()
+
+    def whole(self) -> Algorithm:
+        yield from self._host.meet(self._call)
+        self._add_chunk()
+        yield from self._host.meet()
+
+
+def plan_small_sum(host: Host, x: Buffer, op: Op, call: Call) -> Small | None:
+    """The sum of x over the ranks of the host, through slots; None if this is not the way for it.
 
     Args:
         host: Where they meet.
@@ -67,32 +125,84 @@ def plan_small_sum(host: Host, x: Buffer, op: Op, call: Call) -> SmallSum | None
         op: The operation.
         call: What the rank has come for.
     """
-    fits = op == "sum" and x.dtype in _DTYPES and x.size * x.itemsize <= SLOT_BYTES and x.is_in_place
-    return SmallSum(host, x, call) if fits and host.meets_at_flags and compiled.is_built() else None
+    return SmallSum(host, x, call) if _suits(host, x, op, SLOT_BYTES) and x.is_in_place else None
+
+
+def plan_small_sum_in_place(host: Host, column: Sequence[Buffer], op: Op, call: Call) -> Small | None:
+    """The sum over what lies at one place of the arena; None if this is not the way for it.
+
+    Args:
+        host: Where the ranks meet.
+        column: The array of each.
+        op: The operation.
+        call: What this rank has come for.
+    """
+    return SmallSumInPlace(host, column, call) if _suits(host, column[0], op, _LARGEST_IN_PLACE_BYTES) else None
+
+
+def _suits(host: Host, x: Buffer, op: Op, most_bytes: int) -> bool:
+    """Whether meeting.c can do it, and it is worth it."""
+    fits = op == "sum" and x.dtype in _DTYPES and x.size * x.itemsize <= most_bytes
+    return fits and host.meets_at_flags and compiled.is_built()
+
+
+class _Host(ctypes.Structure):
+    """struct host of meeting.c."""
+
+    _fields_ = (
+        ("rank", ctypes.c_int64),
+        ("num_ranks", ctypes.c_int64),
+        ("lines", ctypes.POINTER(ctypes.c_void_p)),
+    )
 
 
 class _Sum(ctypes.Structure):
     """struct sum of meeting.c."""
 
     _fields_ = (
+        ("host", _Host),
+        ("call", ctypes.c_uint64 * 2),
+        ("dtype", ctypes.c_int64),
         ("x", ctypes.c_void_p),
         ("size", ctypes.c_int64),
-        ("dtype", ctypes.c_int64),
-        ("call", ctypes.c_uint64 * 2),
-        ("rank", ctypes.c_int64),
-        ("num_ranks", ctypes.c_int64),
-        ("lines", ctypes.POINTER(ctypes.c_void_p)),
         ("slots", ctypes.POINTER(ctypes.c_void_p)),
         ("slot_bytes", ctypes.c_int64),
     )
 
 
+class _SumInPlace(ctypes.Structure):
+    """struct sum_in_place of meeting.c."""
+
+    _fields_ = (
+        ("host", _Host),
+        ("call", ctypes.c_uint64 * 2),
+        ("dtype", ctypes.c_int64),
+        ("chunks", ctypes.POINTER(ctypes.c_void_p)),
+        ("size", ctypes.c_int64),
+    )
+
+
+class _Functions:
+    """Those of meeting.c, which was built. Each takes the address of a description."""
+
+    def __init__(self) -> None:
+        def function(name: str, result: type[Any] | None) -> Any:
+            return compiled.function(name, result, ctypes.c_void_p)
+
+        self.sum_at_once = function("sum_at_once", ctypes.c_bool)
+        self.bring = function("bring", None)
+        self.take = function("take", None)
+        self.sum_in_place_at_once = function("sum_in_place_at_once", ctypes.c_int)
+        self.add_chunk = function("add_chunk", None)
+
+
 @lru_cache(maxsize=1)
-def _functions() -> tuple[Any, Any, Any]:
-    """(sum_at_once, bring, take) of meeting.c, which was built: each takes a `_Sum`."""
-    at_once = compiled.function("sum_at_once", ctypes.c_bool, ctypes.c_void_p)
-    bring, take = (compiled.function(name, None, ctypes.c_void_p) for name in ("bring", "take"))
-    return at_once, bring, take
+def _functions() -> _Functions:
+    return _Functions()
+
+
+def _describe(host: Host) -> _Host:
+    return _Host(rank=host.rank, num_ranks=host.size, lines=_pointers(host.addresses_of_lines()))
 
 
 def _pointers(addresses: Sequence[int]) -> Any:
