@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from mpipar.errors import LaunchError, MpiparError
@@ -39,6 +39,12 @@ def path_of(name: str) -> str:
     if found is None:
         raise LaunchError(f"there is no {name}")
     return found
+
+
+def trainer(settings: Mapping[str, object]) -> list[str]:
+    """The command of a rank that trains, with settings by name, as in "run.log-every"."""
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "mpipar.train", *flags]
 
 
 def _leave(number: int, _: object) -> NoReturn:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import shlex
 import signal
 import sys
 import tempfile
@@ -22,12 +20,12 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.command import leave_when_asked, path_of, run_command
+from benchmarks.command import leave_when_asked, path_of, run_command, trainer
 from benchmarks.curves import draw, read, verdict
 from benchmarks.plot import check_plot
 from benchmarks.watched import Watched
 from mpipar.comm.environment import environ_outside
-from mpipar.errors import ConfigError, LaunchError
+from mpipar.errors import ConfigError
 
 _LIMIT_S = 1800.0  # for what a job says next: its end, at most
 
@@ -105,13 +103,14 @@ class Dying:
         with Watched(command, environ_outside(os.environ)) as job:
             alive: dict[int, int] = {}
             for number in range(case.deaths):
-                _wait(job, rf"step +{self.steps * (number + 1) // (case.deaths + 1)}/")
+                step = self.steps * (number + 1) // (case.deaths + 1)
+                job.expect(rf"step +{step}/", _LIMIT_S)
                 alive = alive or job.ranks("PMIX_RANK")
                 victim = 0 if number == 0 else chance.choice(sorted(alive))
                 os.kill(alive.pop(victim), signal.SIGKILL)
-                print(f"  {_wait(job, 'lost ')}", flush=True)
-            said = _wait(job, "digest: ")
-            _wait(job, "done: ")
+                print(f"  {job.expect('lost ', _LIMIT_S).text}", flush=True)
+            said = job.expect("digest: ", _LIMIT_S).text
+            job.expect("done: ", _LIMIT_S)
         return said
 
     def _command(self, case: Case, folder: Path) -> list[str]:
@@ -126,22 +125,8 @@ class Dying:
             "train.reproducible": str(case.exact).lower(),
             "checkpoint.every": self.steps,
         }
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         launch = [path_of("mpirun"), "--with-ft", "ulfm", "-n", str(case.ranks)]
-        return [*launch, sys.executable, "-m", "mpipar.train", *words]
-
-
-def _wait(job: Watched, pattern: str) -> str:
-    """The job's next line that begins like this.
-
-    Raises:
-        LaunchError: It did not come.
-    """
-    line = job.wait_for(lambda text: re.match(pattern, text) is not None, _LIMIT_S)
-    if line is None:
-        said = "\n".join(line.text for line in job.lines[-20:])
-        raise LaunchError(f"a job did not say {pattern!r}: {shlex.join(job.command)}\n{said}")
-    return line.text
+        return [*launch, *trainer(settings)]
 
 
 if __name__ == "__main__":

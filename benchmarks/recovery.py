@@ -24,7 +24,6 @@ import json
 import os
 import random
 import re
-import shlex
 import signal
 import statistics
 import sys
@@ -37,11 +36,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.command import leave_when_asked, path_of, run_command
+from benchmarks.command import leave_when_asked, path_of, run_command, trainer
 from benchmarks.machine import comments, this_machine
 from benchmarks.watched import Watched
 from mpipar.comm.environment import environ_outside
-from mpipar.errors import ConfigError, LaunchError
+from mpipar.errors import ConfigError
 from mpipar.processor import bf16_is_fast
 
 _START_S = 180.0  # a job may take to come to its first steps
@@ -225,9 +224,8 @@ class Recovery:
             "elastic.verify-every": 0,
             "checkpoint.every": checkpoint_every,
         }
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         launch = [path_of("mpirun"), "--with-ft", "ulfm", "-n", str(self.ranks)]
-        return [*launch, sys.executable, "-m", "mpipar.train", *words]
+        return [*launch, *trainer(settings)]
 
 
 def _start(command: list[str], env: dict[str, str] | None = None) -> Watched:
@@ -240,13 +238,7 @@ def _steps(job: Watched, pattern: str, count: int = _STEPS_BETWEEN) -> float:
     Raises:
         LaunchError: They did not come.
     """
-    times: list[float] = []
-    while len(times) < count:
-        line = job.wait_for(lambda text: re.match(pattern, text) is not None, _START_S)
-        if line is None:
-            said = "\n".join(line.text for line in job.lines[-20:])
-            raise LaunchError(f"a job did not come to its steps: {shlex.join(job.command)}\n{said}")
-        times.append(line.at)
+    times = [job.expect(pattern, _START_S).at for _ in range(count)]
     return times[-1] - times[-2]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mpipar.errors import LaunchError
 from mpipar.launch.processes import environment
 
 _MARK = "MPIPAR_WATCHED"
@@ -99,6 +102,18 @@ class Watched:
             if is_over or time.monotonic() > deadline:
                 return None
             time.sleep(_LOOK_S)
+
+    def expect(self, pattern: str, timeout_s: float) -> Line:
+        """The next line that begins like this.
+
+        Raises:
+            LaunchError: It does not come.
+        """
+        line = self.wait_for(lambda text: re.match(pattern, text) is not None, timeout_s)
+        if line is None:
+            said = "\n".join(line.text for line in self.lines[-20:])
+            raise LaunchError(f"a job did not say {pattern!r}: {shlex.join(self.command)}\n{said}")
+        return line
 
     def ranks(self, variable: str) -> dict[int, int]:
         """Process by rank, of those that are alive: the processes with this variable, which holds the rank."""
