@@ -12,7 +12,7 @@ import pytest
 from benchmarks.launches import table
 from benchmarks.representations import representations
 from mpipar.comm.environment import mpi_facts
-from tests.jobs.launch import Outcome, mpirun, run
+from tests.jobs.launch import Job, Outcome, mpirun, run
 
 TWO_SIZES = ["--min-bytes", "1024", "--max-bytes", "16384", "--factor", "16", "--rounds", "2", "--warmup", "1"]
 
@@ -156,6 +156,24 @@ def test_launches_that_cannot_be_are_refused() -> None:
 def test_deaths_that_cannot_be_are_refused() -> None:
     run(0, "-m", "benchmarks.recovery", "--ranks", "2", "--least", "2").refused("--least 2 must be at least 1")
     run(0, "-m", "benchmarks.recovery", "--data", "nix").refused("--data nix does not exist")
+    run(0, "-m", "benchmarks.dying", "--steps", "9").refused("--data data/stdlib does not exist")
+    run(0, "-m", "benchmarks.dying", "--data", ".", "--steps", "9").refused("--steps 9 must be at least 10")
+    run(0, "-m", "benchmarks.balance", "--data", "nix").refused("--data nix does not exist")
+    run(0, "-m", "benchmarks.balance", "--data", ".", "--slowdown", "1").refused("--slowdown 1 must be more than 1")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(mpi_facts().fault_tolerance == "absent", reason="this MPI has no fault tolerance")
+def test_the_picture_of_dying_ranks(data: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "dying.png"
+    outcome = (
+        Job(0, "-m", "benchmarks.dying", *["--data", str(data), "--steps", "10"], "--out", str(picture))
+        .finish(280)
+        .ok()
+    )
+    assert sum(line.startswith("  lost ") for line in outcome.lines) == 8
+    assert sum(line.endswith(": the loss of 1 rank at all 10 steps") for line in outcome.lines) == 3
+    assert picture.stat().st_size > 10_000
 
 
 def test_random_reads_beside_numpy() -> None:
