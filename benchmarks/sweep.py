@@ -24,7 +24,7 @@ from benchmarks.gloo import start_gloo, stop_gloo
 from benchmarks.limits import Copy, copying, link_speed, together
 from benchmarks.machine import begin, comments
 from benchmarks.measure import Seconds, ratio, repetitions, take_turns
-from benchmarks.options import SizeOptions, present
+from benchmarks.options import SizeOptions, present, require_at_least
 from benchmarks.plot import check_plot, draw
 from mpipar.comm import Communicator, Mesh, agreement
 
@@ -52,6 +52,9 @@ class Sweep(SizeOptions, ABC):
 
     dtype: Literal["float32", "float64", "float16", "bfloat16", "int32", "int64"] = "float32"
     """Of the elements. MPI adds up no 16-bit floats, and is left out there."""
+    repeat: int = 0
+    """Calls in a row in one measurement, whose mean is taken; 0: one, and of small arrays as many as a millisecond
+    holds."""
     check: bool = True
     """Count the elements that are wrong, before anything is timed."""
     format: Literal["nccl", "osu", "json"] = "nccl"
@@ -97,6 +100,10 @@ class Sweep(SizeOptions, ABC):
     def osu_test(self) -> str:
         """What the OSU benchmarks call their test of it."""
         return f"{self.osu_name} Latency Test"
+
+    def validate(self, num_ranks: int) -> None:
+        super().validate(num_ranks)
+        require_at_least(self, repeat=0)
 
     def run(self, world: Communicator) -> None:
         """Measures and prints. Collective."""
@@ -158,7 +165,8 @@ class Sweep(SizeOptions, ABC):
         entrants = present(self.contestants(case), names)
         wrong = self._count_wrong(case, entrants)
         runs = {f"{name} {call}": run for name, entrant in entrants.items() for call, run in entrant.calls.items()}
-        repeat = repetitions(mesh.world, runs) if case.num_bytes < _WRITTEN_BYTES else 1
+        is_small = case.num_bytes < _WRITTEN_BYTES
+        repeat = self.repeat or (repetitions(mesh.world, runs) if is_small else 1)
         memory = case.everybodys() if mesh.num_hosts == 1 else None
         if memory is not None:
             copy = copying(memory, self.copies(mesh.world.size, mesh.world.rank, case.num_bytes))
