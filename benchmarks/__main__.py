@@ -14,10 +14,13 @@ from benchmarks.exact import Exact
 from benchmarks.halves import AllGather, ReduceScatter
 from benchmarks.overlap import Overlap
 from benchmarks.p2p import PointToPoint
+from benchmarks.pack import Pack
 from benchmarks.step import Step
 from mpipar.comm import Communicator, decide_on_root, run_job
 
-Question = AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Data | Checkpoint
+Question = (
+    AllReduce | ReduceScatter | AllGather | AllToAll | PointToPoint | Overlap | Step | Exact | Data | Pack | Checkpoint
+)
 
 
 def main(world: Communicator) -> None:
@@ -37,6 +40,7 @@ def _question() -> Question:
             "step": Step,
             "exact": Exact,
             "data": Data,
+            "pack": Pack,
             "checkpoint": Checkpoint,
         },
         prog="python -m benchmarks",

@@ -28,6 +28,7 @@ def take_turns(
     warmup: int,
     repeat: int = 1,
     prepare: Callable[[str], object] = lambda name: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Seconds]:
     """Times each contestant once a round, one after the other, and starts each from a barrier.
 
@@ -38,6 +39,7 @@ def take_turns(
         warmup: Rounds that are not kept.
         repeat: How often a contestant runs in one measurement, without a barrier between.
         prepare: Called with the contestant's name before each of its measurements, untimed.
+        clock: Tells the time, in seconds.
 
     Returns:
         The time of one run, by name. Times of one round were taken side by side.
@@ -50,11 +52,11 @@ def take_turns(
             run = contestants[name]
             prepare(name)
             world.barrier()
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeat):
                 run()
             if i >= 0:
-                times[name][i] = (time.perf_counter() - start) / repeat
+                times[name][i] = (clock() - start) / repeat
     for name in contestants:
         world.all_reduce(times[name], "max")
     return times

@@ -2,7 +2,7 @@
 
     comm/rounding.c    sums that do not round         comm/exact.py
     comm/meeting.c     small sums on a host           comm/small.py
-    data/words.c       words that were seen before    data/words.py
+    data/words.c       words, remembered and merged   data/words.py, merges.py
     data/sketch.c      sketches of documents          data/dedup.py
 
 They are plain C, in one library that setup.py builds where it finds a compiler. Each has a counterpart that gives the

@@ -22,7 +22,7 @@ from mpipar.data import tokenizer
 from mpipar.data.index import Inventory, read_index, write_index
 from mpipar.data.shard import Shard, shard_name
 from mpipar.errors import DataError
-from mpipar.storage import ArrayFiles, Header, OpenFiles, room_for_files
+from mpipar.storage import ArrayFile, ArrayFiles, Header, OpenFiles, room_for_files
 
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "val")
@@ -64,6 +64,7 @@ class ShardSet:
             Shard(folder / shard_name(split, index), header, self._files)
             for index, header in enumerate(inventory.headers)
         )
+        self._tokens = tuple(shard.tokens for shard in self.shards)
         self.num_tokens = sum(shard.num_tokens for shard in self.shards)
         self.num_counted = sum(shard.num_counted for shard in self.shards)
         self.num_documents = sum(shard.num_documents for shard in self.shards)
@@ -87,11 +88,11 @@ class ShardSet:
 
     def read(self, shard: int, offset: int, length: int) -> Tokens:
         """Tokens offset..offset + length of a shard, as stored; raises DataError where the file is damaged."""
-        return self.shards[shard].tokens.read(offset, offset + length)
+        return self._tokens[shard].read(offset, offset + length)
 
     def read_into(self, shard: int, offset: int, out: Tokens) -> None:
         """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
-        self.shards[shard].tokens.read_into(offset, out)
+        self._tokens[shard].read_into(offset, out)
 
     def read_counted(self, shard: int, offset: int, length: int) -> NDArray[np.bool_] | bool:
         """Which tokens offset..offset + length of a shard count when they are predicted: [length], or True for all."""
@@ -147,11 +148,17 @@ def write_indices(folder: Path) -> None:
 
 
 def verify_index(folder: Path, split: str) -> None:
-    """Raises DataError if a split has an index, and it is not what the shards themselves say."""
-    paths = shard_paths(folder, split)
-    says, holds = read_index(folder / index_name(split), paths), _open_one_by_one(paths)
-    if says and (says.headers != holds.headers or not np.array_equal(says.unigrams, holds.unigrams)):
-        raise DataError(f"{folder / index_name(split)} is not of these shards: delete it, or pack the data set again")
+    """Raises DataError if a split has an index, and it is damaged, or not what the shards themselves say."""
+    paths, path = shard_paths(folder, split), folder / index_name(split)
+    says = read_index(path, paths)
+    if path.exists():
+        with ArrayFile(path) as file:
+            file.verify()
+    if says is None:
+        return
+    holds = _open_one_by_one(paths)
+    if says.headers != holds.headers or not np.array_equal(says.unigrams, holds.unigrams):
+        raise DataError(f"{path} is not of these shards: delete it, or pack the data set again")
 
 
 def _open_one_by_one(paths: Sequence[Path]) -> Inventory:

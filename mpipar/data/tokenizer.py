@@ -70,7 +70,7 @@ class Tokenizer:
     @cached_property
     def _words(self) -> WordEncoder | None:
         """Made when something is encoded: a run reads a tokenizer only to decode."""
-        return WordEncoder(self._encode_word) if WordEncoder.suits(self.text) else None
+        return WordEncoder(self.text, self._encode_word) if WordEncoder.suits(self.text) else None
 
     def encode(self, documents: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         """The ids of each document, which is UTF-8, with an end of text after them."""

@@ -1,4 +1,4 @@
-/* Text to token ids, by the words that were seen before: what data/words.py asks for.
+/* Text to token ids, by the words that were seen before, and by merges those that were not: for data/words.py.
 
    A word here is what byte-level BPE with GPT-2's pattern encodes by itself, or several of those in a row. The pattern is
 
@@ -30,6 +30,21 @@ struct table {
     uint64_t words_bytes, num_ids;   /* the sizes of the stores */
     uint64_t used_slots, used_bytes, used_ids;
 };
+
+/* Byte-level BPE: the tokens of bytes, and which pairs of tokens become one, the lowest rank first. */
+struct merge {
+    uint64_t pair; /* both ids, and 1; 0: the slot is free */
+    uint32_t rank, id;
+};
+
+struct merges {
+    struct merge *slots;
+    uint64_t num_slots; /* a power of two */
+    const uint32_t *bytes; /* [256] */
+};
+
+#define LONGEST_WORD 256 /* longer ones are hardly seen again, and take the square of their length */
+#define NEVER UINT32_MAX
 
 static enum kind kind_of(uint8_t c) {
     if (c >= 0x80) return OTHER;
@@ -112,32 +127,6 @@ static struct slot *find(const struct table *table, const uint8_t *word, int64_t
     }
 }
 
-/* Encodes the text from *at on. Returns the size of the first word that is not known, *at being where it begins, or 0
-   at the end. *num_ids ids are in `ids`, which has room for more than the words that are remembered can give. */
-int64_t mpipar_encode(
-    const struct table *table, const uint8_t *text, int64_t size, int64_t *at, uint32_t *ids, int64_t room, int64_t *num_ids
-) {
-    const uint8_t *p = text + *at, *end = text + size;
-    int64_t n = *num_ids;
-    while (p < end) {
-        const uint8_t *q = next_word(p, end);
-        const struct slot *slot = find(table, p, q - p, key_of(p, q - p, end));
-        if (!slot->size || n + slot->num_ids > room) {
-            *at = p - text;
-            *num_ids = n;
-            return q - p;
-        }
-        if (slot->num_ids == 1)
-            ids[n++] = slot->ids;
-        else
-            for (uint32_t i = 0; i < slot->num_ids; i++) ids[n++] = table->ids[slot->ids + i];
-        p = q;
-    }
-    *at = size;
-    *num_ids = n;
-    return 0;
-}
-
 /* Remembers the ids of a word that is not known. A table that has become full forgets everything first. */
 void mpipar_remember(struct table *table, const uint8_t *word, int64_t size, const uint32_t *ids, int64_t num_ids) {
     if (2 * table->used_slots >= table->num_slots || table->used_bytes + (uint64_t)size > table->words_bytes ||
@@ -159,4 +148,89 @@ void mpipar_remember(struct table *table, const uint8_t *word, int64_t size, con
         memcpy(table->ids + table->used_ids, ids, (size_t)num_ids * sizeof *ids);
         table->used_ids += (uint64_t)num_ids;
     }
+}
+
+static struct merge *merge_of(const struct merges *merges, uint32_t left, uint32_t right) {
+    uint64_t pair = ((uint64_t)left << 32 | right) + 1;
+    for (uint64_t i = mixed(pair);; i++) {
+        struct merge *merge = &merges->slots[i & (merges->num_slots - 1)];
+        if (!merge->pair || merge->pair == pair) return merge;
+    }
+}
+
+/* Fills the table, whose slots are free, with pairs [n][2] and what they become, [n], by rank. */
+void mpipar_learn(const struct merges *merges, const uint32_t *pairs, const uint32_t *become, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t left = pairs[2 * i], right = pairs[2 * i + 1];
+        *merge_of(merges, left, right) = (struct merge){((uint64_t)left << 32 | right) + 1, (uint32_t)i, become[i]};
+    }
+}
+
+/* Whether the word can be merged here: whether it is one word of the pattern. */
+static int is_short_ascii(const uint8_t *word, int64_t size) {
+    if (size > LONGEST_WORD) return 0;
+    for (int64_t i = 0; i < size; i++)
+        if (word[i] >= 0x80) return 0;
+    return 1;
+}
+
+/* The ids of a word. Returns how many. */
+static int64_t merge_word(const struct merges *merges, const uint8_t *word, int64_t size, uint32_t *ids) {
+    uint32_t ranks[LONGEST_WORD + 1], become[LONGEST_WORD + 1]; /* of a token and the one behind it */
+    int64_t n = size;
+    for (int64_t i = 0; i < n; i++) ids[i] = merges->bytes[word[i]];
+    for (int64_t changed = 0, last = n - 2;;) {
+        for (int64_t i = changed < 0 ? 0 : changed; i <= last && i + 1 < n; i++) {
+            const struct merge *merge = merge_of(merges, ids[i], ids[i + 1]);
+            ranks[i] = merge->pair ? merge->rank : NEVER;
+            become[i] = merge->id;
+        }
+        uint32_t lowest = NEVER;
+        int64_t at = 0;
+        for (int64_t i = 0; i + 1 < n; i++)
+            if (ranks[i] < lowest) lowest = ranks[at = i];
+        if (lowest == NEVER) return n;
+        ids[at] = become[at];
+        size_t behind = (size_t)(--n - at - 1) * sizeof *ids;
+        memmove(ids + at + 1, ids + at + 2, behind);
+        memmove(ranks + at + 1, ranks + at + 2, behind);
+        memmove(become + at + 1, become + at + 2, behind);
+        changed = at - 1;
+        last = at;
+    }
+}
+
+/* Encodes the text from *at on. Returns the size of the first word that is not known and cannot be merged, *at being
+   where it begins, or 0 at the end. *num_ids ids are in `ids`, which has room for more than the words that are
+   remembered can give. Without merges, no new word can be merged. */
+int64_t mpipar_encode(
+    struct table *table, const struct merges *merges, const uint8_t *text, int64_t size, int64_t *at, uint32_t *ids,
+    int64_t room, int64_t *num_ids
+) {
+    const uint8_t *p = text + *at, *end = text + size;
+    int64_t n = *num_ids;
+    while (p < end) {
+        const uint8_t *q = next_word(p, end);
+        const struct slot *slot = find(table, p, q - p, key_of(p, q - p, end));
+        if (!slot->size && merges && n + (q - p) <= room && is_short_ascii(p, q - p)) {
+            int64_t count = merge_word(merges, p, q - p, ids + n);
+            mpipar_remember(table, p, q - p, ids + n, count);
+            n += count;
+            p = q;
+            continue;
+        }
+        if (!slot->size || n + slot->num_ids > room) {
+            *at = p - text;
+            *num_ids = n;
+            return q - p;
+        }
+        if (slot->num_ids == 1)
+            ids[n++] = slot->ids;
+        else
+            for (uint32_t i = 0; i < slot->num_ids; i++) ids[n++] = table->ids[slot->ids + i];
+        p = q;
+    }
+    *at = size;
+    *num_ids = n;
+    return 0;
 }

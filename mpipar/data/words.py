@@ -1,8 +1,9 @@
-"""Byte-level BPE that remembers words, ten times as fast as the tokenizer that it asks for those it has not seen.
+"""Byte-level BPE that remembers words.
 
 Byte-level BPE cuts a text into words by a pattern and encodes each by itself, so a word has the same ids wherever it
-stands. Text repeats its words: of ten million, one in a hundred is new. What is left of the work, finding words and
-looking them up, is in C (words.c); without a compiler where mpipar was installed, the tokenizer does all of it.
+stands. Text repeats its words: of ten million, one in a hundred is new. Finding words, looking them up, and merging
+(`merges`) those that are new is in C (words.c); what is left for the tokenizer are new words that are not ASCII.
+Without a compiler where mpipar was installed, it does all of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpipar import compiled
+from mpipar.data.merges import Merges
 
 _NUM_SLOTS = 1 << 19
 _WORDS_BYTES = 8 << 20
@@ -44,14 +46,17 @@ class WordEncoder:
     """Encodes by remembering. In bounded memory, about 30 MB.
 
     Args:
-        encode_word: The ids of a word that has not been seen.
+        tokenizer: Content of a tokenizer.json; `suits`.
+        encode_word: The ids of a word that has not been seen, and cannot be merged.
     """
 
-    def __init__(self, encode_word: Callable[[str], Sequence[int]]):
+    def __init__(self, tokenizer: str, encode_word: Callable[[str], Sequence[int]]):
         functions = _functions()
         assert functions is not None
         self._encode, self._remember = functions
         self._encode_word = encode_word
+        model = json.loads(tokenizer)["model"]
+        self._merges = Merges(model) if Merges.suits(model) else None
         self._slots = np.zeros(_NUM_SLOTS * 3, np.uint64)
         self._words = np.empty(_WORDS_BYTES, np.uint8)
         self._ids = np.empty(_NUM_IDS, np.uint32)
@@ -88,7 +93,9 @@ class WordEncoder:
         at, num_ids = ctypes.c_int64(0), ctypes.c_int64(0)
         table = ctypes.byref(self._table)
         place, counter = ctypes.byref(at), ctypes.byref(num_ids)
-        while size := self._encode(table, document, len(document), place, ids.ctypes.data, len(document), counter):
+        merges = None if self._merges is None else self._merges.pointer
+        room = len(document)
+        while size := self._encode(table, merges, document, room, place, ids.ctypes.data, room, counter):
             word = document[at.value : at.value + size]
             new = np.array(self._encode_word(word.decode("utf-8")), np.uint32)
             if size <= _LONGEST_WORD_BYTES:
@@ -106,7 +113,16 @@ def _functions() -> tuple[Callable[..., int], Callable[..., None]] | None:
     pointer, table = ctypes.c_void_p, ctypes.POINTER(_Table)
     counter = ctypes.POINTER(ctypes.c_int64)
     encode = compiled.function(
-        "encode", ctypes.c_int64, table, ctypes.c_char_p, ctypes.c_int64, counter, pointer, ctypes.c_int64, counter
+        "encode",
+        ctypes.c_int64,
+        table,
+        pointer,
+        ctypes.c_char_p,
+        ctypes.c_int64,
+        counter,
+        pointer,
+        ctypes.c_int64,
+        counter,
     )
     remember = compiled.function("remember", None, table, ctypes.c_char_p, ctypes.c_int64, pointer, ctypes.c_int64)
     return None if encode is None or remember is None else (encode, remember)

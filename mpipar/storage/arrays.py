@@ -48,10 +48,14 @@ class ArrayFile:
         DataError: The file is missing, truncated, damaged in its header, or another program's.
     """
 
+    __slots__ = ("_arrays", "_files", "_known", "_owns_files", "_places", "attributes", "header", "held", "path")
+
     def __init__(self, path: str | os.PathLike[str], *, header: Header | None = None, files: ArrayFiles | None = None):
         self.path = Path(path)
         self._files: ArrayFiles = OpenFiles(1) if files is None else files
         self._owns_files = files is None
+        self.held: OpenArrays | None = None
+        """What is open of it; for `OpenFiles` to set."""
         self._known: Header | None = None
         self._known = self.header = self._read_header() if header is None else header
         self.attributes = self.header.layout.attributes
@@ -88,7 +92,11 @@ class ArrayFile:
 
     def opened(self) -> OpenArrays:
         """The file, open. It stays so as long as somebody holds what this returns."""
-        return self._files.get(self)
+        held = self.held
+        if held is None:
+            return self._files.open(self)
+        held.asked = True
+        return held
 
     def crcs(self) -> Array:
         """What the checksums of all blocks have to be, [blocks]; they are numbered through all arrays."""
@@ -150,11 +158,23 @@ class ArrayFile:
 class StoredArray:
     """One array of a file. `size` counts elements; they are numbered in C order."""
 
+    __slots__ = (
+        "_file",
+        "_first_block",
+        "_itemsize",
+        "_nbytes",
+        "_offset",
+        "_unchecked",
+        "dtype",
+        "name",
+        "shape",
+        "size",
+    )
+
     def __init__(self, file: ArrayFile, extent: Extent, first_block: int):
         self.name, self.shape, self.dtype, self.size = extent.name, extent.shape, extent.dtype, extent.size
         self._file = file
         self._itemsize = extent.dtype.itemsize
-        self._block_elements = BLOCK_BYTES // self._itemsize
         self._offset = extent.offset
         self._nbytes = extent.nbytes
         self._first_block = first_block  # among those of all arrays
@@ -173,23 +193,18 @@ class StoredArray:
             IndexError: The range is not within the array.
         """
         if not 0 <= start <= stop <= self.size:
-            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
+            raise self._outside(start, stop)
         out = np.empty(stop - start, self.dtype)
-        if self._is_checked(start, stop):
-            self._file.opened().read_into(out, self._offset + start * self._itemsize)
-        else:
-            self._read_checked(start * self._itemsize, out.view(BYTE))
+        self._read_bytes(start * self._itemsize, out)
         return out
 
     def read_into(self, start: int, out: Array) -> None:
         """Fills an array that lies in one piece with the elements from `start` on, as in `read`, or converted."""
         stop = start + out.size
         if not 0 <= start <= stop <= self.size:
-            raise IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
-        if out.dtype == self.dtype and self._is_checked(start, stop):
-            self._file.opened().read_into(out, self._offset + start * self._itemsize)
-        elif out.dtype == self.dtype:
-            self._read_checked(start * self._itemsize, out.reshape(-1).view(BYTE))
+            raise self._outside(start, stop)
+        if out.dtype == self.dtype:
+            self._read_bytes(start * self._itemsize, out)
         else:
             out.reshape(-1)[:] = self.read(start, stop)
 
@@ -204,10 +219,15 @@ class StoredArray:
         for begin in range(0, self._nbytes, BLOCK_BYTES):
             self._read_checked(begin, raw[: self._nbytes - begin])
 
-    def _is_checked(self, start: int, stop: int) -> bool:
-        """Whether the blocks of these elements have been touched before."""
-        per_block = self._block_elements
-        return self._unchecked.find(1, start // per_block, (stop - 1) // per_block + 1) < 0
+    def _read_bytes(self, begin: int, out: Array) -> None:
+        """Fills an array that lies in one piece with the bytes from `begin` on."""
+        if self._unchecked.find(1, begin // BLOCK_BYTES, (begin + out.nbytes - 1) // BLOCK_BYTES + 1) < 0:  # as a rule
+            self._file.opened().read_into(out, self._offset + begin)
+        else:
+            self._read_checked(begin, out.reshape(-1).view(BYTE))
+
+    def _outside(self, start: int, stop: int) -> IndexError:
+        return IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
 
     def _read_checked(self, begin: int, target: Array) -> None:
         """Reads the bytes from `begin` on into [bytes]: whole blocks where they end up, and checked in passing."""
@@ -243,7 +263,11 @@ class StoredArray:
 class OpenArrays(OpenFile):
     """The open file, and the table of its checksums once it was needed."""
 
-    checksums: Array | None = None
+    __slots__ = ("checksums",)
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.checksums: Array | None = None
 
     def read_user_block(self) -> UserBlock:
         """Raises HeaderError if it is damaged, or the file is longer or shorter than it says."""

@@ -10,16 +10,18 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable
-from functools import lru_cache
+import threading
+from collections import deque
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from mpipar.errors import DataError
 
 BYTE = np.dtype(np.uint8)
+
+_MOST_OPEN = 2048
 
 
 class OpenFile:
@@ -29,10 +31,13 @@ class OpenFile:
         DataError: It cannot be opened.
     """
 
-    _descriptor = -1
+    __slots__ = ("_descriptor", "asked", "num_bytes", "path")
 
     def __init__(self, path: Path):
+        self._descriptor = -1
         self.path = path
+        self.asked = False
+        """Set by whoever reads: for `OpenFiles`, which clears it."""
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self._descriptor)
@@ -54,21 +59,20 @@ class OpenFile:
 
     def read_into(self, array: np.ndarray[Any, Any], begin: int) -> None:
         """Fills an array that lies in one piece with the bytes from `begin` on."""
-        end = begin + array.nbytes
         missing: Any = array
-        while begin < end:
-            try:
-                count = os.preadv(self._descriptor, [missing], begin)
-            except OSError as error:
-                raise DataError(f"{self.path}: cannot be read at byte {begin:,}: {error.strerror}") from error
-            if count == 0:
-                raise DataError(
-                    f"{self.path}: ends at byte {begin:,}, where {end - begin:,} more were expected: it was truncated. "
-                    "Restore it from a copy, or write it again"
-                )
-            begin += count
-            if begin < end:
-                missing = array.reshape(-1).view(BYTE)[begin - end :]
+        try:
+            count = os.preadv(self._descriptor, [missing], begin)
+            while count < array.nbytes:
+                missing = array.reshape(-1).view(BYTE)[count:]
+                more = os.preadv(self._descriptor, [missing], begin + count)
+                if more == 0:
+                    raise DataError(
+                        f"{self.path}: ends at byte {begin + count:,}, where {missing.size:,} more were expected: it "
+                        "was truncated. Restore it from a copy, or write it again"
+                    )
+                count += more
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read at byte {begin:,}: {error.strerror}") from error
 
     def expect(self, begin: int, num_bytes: int) -> None:
         """Asks the system to fetch bytes that are needed soon."""
@@ -76,13 +80,17 @@ class OpenFile:
             os.posix_fadvise(self._descriptor, begin, num_bytes, os.POSIX_FADV_WILLNEED)
 
 
-Opened = TypeVar("Opened", covariant=True)
+Opened = TypeVar("Opened", bound=OpenFile)
 
 
 class CanOpen(Protocol[Opened]):
-    """What opens itself. It is told from others by its hash, of its identity by default."""
+    """What opens itself, and says what of it is open.
 
-    def __hash__(self) -> int: ...
+    `held` is for `OpenFiles` to set. Who reads takes it from there, which costs nothing, and sets its `asked`; where
+    there is none, it asks `OpenFiles.open`.
+    """
+
+    held: Opened | None
 
     def open(self) -> Opened:
         """Opens it anew."""
@@ -90,34 +98,63 @@ class CanOpen(Protocol[Opened]):
 
 
 class OpenFiles(Generic[Opened]):
-    """What is open: at most `limit` of them; for one more, the one that was not asked for for longest is let go.
+    """What is open: at most `limit` of them; for one more, one that was not asked for lately is let go.
+
+    In the order in which they were opened, but what was asked for since it was last its turn has another turn
+    ("second chance"): nearly what was not asked for for longest, and an access only sets a flag.
 
     Safe to use from several threads: what one lets go, another may read to its end.
     """
 
     def __init__(self, limit: int):
-        self._opened = lru_cache(maxsize=limit)(_open)
-        self.get: Callable[[CanOpen[Opened]], Opened] = self._opened
-        """What is open; it is opened if it is not."""
+        self._limit = limit
+        self._queue: deque[CanOpen[Opened]] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
 
     def __len__(self) -> int:
-        return self._opened.cache_info().currsize
+        return len(self._queue)
+
+    def open(self, what: CanOpen[Opened]) -> Opened:
+        """What is open of it; it is opened if nothing is."""
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{what} was closed")
+            if what.held is None:
+                opened = what.open()
+                while len(self._queue) >= self._limit:
+                    self._pass_on()
+                self._queue.append(what)
+                what.held = opened
+            return what.held
 
     def close(self) -> None:
         """Lets go of all. Nothing can be opened from here on."""
-        self.get = _refuse
-        self._opened.cache_clear()
+        with self._lock:
+            self._closed = True
+            while self._queue:
+                self._queue.popleft().held = None
+
+    def _pass_on(self) -> None:
+        """Lets go of the one whose turn it is, or gives it another turn."""
+        what = self._queue.popleft()
+        assert what.held is not None
+        if what.held.asked:
+            what.held.asked = False
+            self._queue.append(what)
+        else:
+            what.held = None
 
 
 def room_for_files() -> int:
-    """How many files may well be open at a time: 512, or a quarter of what the process may have, where that is less."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 512 if soft == resource.RLIM_INFINITY else max(1, min(512, soft // 4))
+    """How many files may well be open at a time: 2,048, or a quarter of what the process may have, where that is less.
 
-
-def _open(what: CanOpen[Opened]) -> Opened:
-    return what.open()
-
-
-def _refuse(what: object) -> NoReturn:
-    raise ValueError(f"{what} was closed")
+    What it may have is raised for that, as far as the system lets it: the usual 1,024 are for programs that call
+    select(), which knows no more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * _MOST_OPEN
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, soft // 4))

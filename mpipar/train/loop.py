@@ -263,17 +263,20 @@ class Run:
             )
 
     def _evaluate(self) -> None:
-        """Collective: the mean loss over the validation sequences, in nats a token."""
+        """Collective: the mean loss over validation sequences, in nats a token, of the mixture and of each data set."""
 
-        def evaluate() -> Totals:
-            mine = Totals.none(self._source.num_validation, self._comm.size)
+        def evaluate() -> dict[str, Totals]:
+            validations = self._source.validations
+            mine = {name: Totals.none(v.num_microbatches, self._comm.size) for name, v in validations.items()}
             with agreement(self._comm):
-                self._step.evaluate(self._source.validation(), mine)
-            return mine.unpack(self._comm.all_reduce(mine.pack()))
+                for name, validation in validations.items():
+                    self._step.evaluate(validation.microbatches(), mine[name])
+            return {name: totals.unpack(self._comm.all_reduce(totals.pack())) for name, totals in mine.items()}
 
         totals = attempt(self._mesh.world, evaluate)
-        val_loss = totals.loss_sum / totals.num_tokens
-        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, self._source.unigram_entropy)
+        losses = {name: found.loss_sum / found.num_tokens for name, found in totals.items() if found.num_tokens}
+        val_loss = losses.pop("")
+        self._record.evaluation(self._done, self._step.tokens_seen, val_loss, losses, self._source.unigram_entropy)
 
     def _verify(self) -> None:
         """Collective: compares the replicas' weights."""

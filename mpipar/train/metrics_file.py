@@ -56,7 +56,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+    return {key: _finite_value(value) for key, value in values.items()}
+
+
+def _finite_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _finite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _key(values: Mapping[str, Any]) -> Key:

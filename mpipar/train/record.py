@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,26 @@ class Record:
             self._board.step(measured)
         self._terminal.step(measured)
 
-    def evaluation(self, step: int, tokens: int, val_loss: float, entropy: float) -> None:
-        """Records an evaluation after a step, up to which the run has seen so many tokens."""
+    def evaluation(
+        self, step: int, tokens: int, val_loss: float, val_losses: Mapping[str, float], entropy: float
+    ) -> None:
+        """Records an evaluation after a step, up to which the run has seen so many tokens.
+
+        Args:
+            step: Finished steps.
+            tokens: Seen in them.
+            val_loss: Of the mixture, in nats a token.
+            val_losses: By folder, of each data set alone; empty where there is one.
+            entropy: Of the frequencies of tokens.
+        """
         self.val_loss = val_loss
-        self._latest.append({"step": step, "tokens": tokens, "val_loss": val_loss})
+        each = {"val_losses": dict(val_losses)} if val_losses else {}
+        self._latest.append({"step": step, "tokens": tokens, "val_loss": val_loss, **each})
         if self._metrics is not None:
             self._metrics.write(self._latest[-1])
         if self._board is not None:
-            self._board.evaluation(step, val_loss)
-        self._terminal.evaluation(step, val_loss, entropy)
+            self._board.evaluation(step, val_loss, val_losses)
+        self._terminal.evaluation(step, val_loss, val_losses, entropy)
 
     def sync(self) -> None:
         """Makes the metrics survive a loss of power: before a checkpoint says that their steps have happened."""
@@ -90,8 +102,10 @@ class TensorBoard:
         for name in ("loss", "lr", "grad_norm", "tokens_per_s", "comm_s"):
             self._writer.add_scalar(f"train/{name}", getattr(m, name), m.step)
 
-    def evaluation(self, step: int, val_loss: float) -> None:
+    def evaluation(self, step: int, val_loss: float, val_losses: Mapping[str, float]) -> None:
         self._writer.add_scalar("val/loss", val_loss, step)
+        for folder, loss in val_losses.items():
+            self._writer.add_scalar(f"val/loss of {folder}", loss, step)
 
     def close(self) -> None:
         self._writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,9 @@ class Source:
             end_of_text=stock.end_of_text,
         )
         _require_enough(config, self.samples)
-        held_out = Samples(
-            self._open(data.dir, "val", stock.val),
+        held_out = self._open(data.dir, "val", stock.val)
+        mixed = Samples(
+            held_out,
             train.seq_len,
             _VALIDATION_SEED,
             weights=data.weights,
@@ -89,8 +90,9 @@ class Source:
             end_of_text=stock.end_of_text,
         )
         self._loader = Loader(self.samples, train.microbatch, train.num_microbatches)
-        self._validation = validation_loader(held_out, train.microbatch, train.eval_sequences)
+        self._validation = validation_loader(mixed, train.microbatch, train.eval_sequences)
         _require_answers(self._validation)
+        self._validation_of = _each_alone(config, held_out, stock.end_of_text)
         self.dealing = Dealing(team, train.num_microbatches, counter)
         self.vocab_size = self.sets[0].vocab_size
         self.unigram_entropy = self._unigram_entropy()
@@ -113,14 +115,15 @@ class Source:
         return self._loader.microbatch(step, index)
 
     @property
-    def num_validation(self) -> int:
-        """Microbatches in an evaluation, over all ranks."""
-        return self._validation.num_microbatches
+    def validations(self) -> dict[str, Validation]:
+        """What an evaluation reads: under "" the mixture; where several data sets are mixed, each alone by its folder.
 
-    def validation(self) -> list[tuple[int, Sequences]]:
-        """This rank's validation microbatches, with their indices; the same at every evaluation."""
-        mine = self.dealing.team.share(self.num_validation)
-        return [(i, self._validation.microbatch(0, i)) for i in mine]
+        The same at every evaluation.
+        """
+        team = self.dealing.team
+        return {
+            name: Validation(loader, team) for name, loader in {"": self._validation, **self._validation_of}.items()
+        }
 
     def read_tokenizer(self) -> Tokenizer:
         """The tokenizer of all data sets."""
@@ -128,8 +131,8 @@ class Source:
 
     def close(self) -> None:
         """Ends the background reading and closes the files."""
-        self._loader.close()
-        self._validation.close()
+        for loader in (self._loader, self._validation, *self._validation_of.values()):
+            loader.close()
         self._files.close()
 
     def _open(self, folders: tuple[Path, ...], split: str, inventories: tuple[Inventory, ...]) -> list[ShardSet]:
@@ -146,6 +149,48 @@ class Source:
         shares = self.samples.mixture.shares
         frequencies = [shards.unigrams / shards.num_tokens for shards in self.sets]
         return entropy(np.average(frequencies, axis=0, weights=shares))
+
+
+class Validation:
+    """Validation sequences, and the team that shares them.
+
+    Args:
+        loader: Gives them.
+        team: Who computes.
+
+    Attributes:
+        num_microbatches: Over all ranks.
+    """
+
+    def __init__(self, loader: Loader, team: Team):
+        self.num_microbatches = loader.num_microbatches
+        self._loader = loader
+        self._team = team
+
+    def microbatches(self) -> list[tuple[int, Sequences]]:
+        """This rank's, with their indices."""
+        return [(i, self._loader.microbatch(0, i)) for i in self._team.share(self.num_microbatches)]
+
+
+def _each_alone(config: Config, held_out: Sequence[ShardSet], end_of_text: int | None) -> dict[str, Loader]:
+    """Where several data sets are mixed, the first validation sequences of each, in its order in the mixture.
+
+    Together as many as of the mixture, so that an evaluation takes twice as long. A data set whose validation split
+    does not fill a microbatch is left out.
+    """
+    train = config.train
+    if len(held_out) == 1:
+        return {}
+    each = max(train.microbatch, train.eval_sequences // len(held_out))
+    alone = {
+        str(shards.folder): Samples([shards], train.seq_len, _VALIDATION_SEED + number, end_of_text=end_of_text)
+        for number, shards in enumerate(held_out)
+    }
+    return {
+        folder: validation_loader(samples, train.microbatch, each)
+        for folder, samples in alone.items()
+        if samples.num_samples >= train.microbatch
+    }
 
 
 def _require_answers(validation: Loader) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from tqdm import tqdm
@@ -67,10 +68,15 @@ class Terminal:
         elif metrics.step % self._log_every == 0 or metrics.step in (self._first + 1, self._steps):
             self.say(self._line(metrics))
 
-    def evaluation(self, step: int, val_loss: float, entropy: float) -> None:
-        """Prints the result of an evaluation beside what a model that knew only token frequencies would reach."""
+    def evaluation(self, step: int, val_loss: float, val_losses: Mapping[str, float], entropy: float) -> None:
+        """Prints the result of an evaluation beside what a model that knew only token frequencies would reach.
+
+        Under it stand those of each data set alone, by its folder, where several are mixed.
+        """
         relation = f"{val_loss / entropy:.2f} x unigram entropy {entropy:.3f}"
         self.say(f"step {step:>6}/{self._steps}  val_loss {val_loss:.4f} = {relation}")
+        for folder, loss in val_losses.items():
+            self.say(f"step {step:>6}/{self._steps}  val_loss {loss:.4f} of {folder}")
 
     def end(self) -> None:
         """Takes the progress line away."""

@@ -12,7 +12,7 @@ from mpipar import checkpoint
 from tests.jobs.launch import Outcome
 
 # What of a line of metrics.jsonl must not depend on when and where it was computed, nor on how many ranks.
-EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "val_loss")
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "val_loss", "val_losses")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -183,6 +183,14 @@ def test_random_reads_beside_numpy() -> None:
     assert outcome.text.count("numpy memmap  ") >= 3
 
 
+def test_packing_beside_the_tokenizer_alone(tmp_path: Path) -> None:
+    small = ["--megabytes", "1", "--vocab-size", "300", "--rounds", "1", "--folder", str(tmp_path)]
+    outcome = ask("pack", *small).ok()
+    rates = {line[:36].strip(): float(line[36:]) for line in outcome.lines if line.startswith("  ")}
+    assert len(rates) == 8 and min(rates.values()) > 0
+    assert "packing is" in outcome.text and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_checkpoints_beside_plain_files(ranks: int, tmp_path: Path) -> None:
     small = ["--layers", "1", "--dim", "64", "--vocab-size", "300", "--rounds", "2", "--folder", str(tmp_path)]

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -191,20 +191,47 @@ def test_a_disk_that_fills_up_does_not_end_the_run(train: Arguments, tmp_path: P
     assert kept == ["step-00000008", "step-00000009"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_disk_that_is_full_from_the_start(train: Arguments, tmp_path: Path) -> None:
-    """Not even metrics fit."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 64 KiB; `resize` makes it larger."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        with (small / "filler").open("wb") as filler:
-            filler.write(bytes(56 * 1024))
-        run(2, *train("--train.steps", 40, "--run.dir", small / "run")).refused("No space left")
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    yield small
+    subprocess.run(["umount", str(small)], check=True)
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_from_the_start(train: Arguments, small_disk: Path) -> None:
+    """Not even metrics fit."""
+    with (small_disk / "filler").open("wb") as filler:
+        filler.write(bytes(56 * 1024))
+    run(2, *train("--train.steps", 40, "--run.dir", small_disk / "run")).refused("No space left")
+
+
+def test_a_disk_with_room_for_one_checkpoint(train: Arguments, small_disk: Path) -> None:
+    """The first stays while the later ones do not fit; the last one has to, and when there is room the run goes on."""
+    resize(small_disk, "600k")
+    settings = ["--train.steps", 6, "--checkpoint.every", 2, "--run.dir", small_disk / "run"]
+    outcome = run(2, *train(*settings))
+    outcome.refused("step-00000006 cannot be written: No space left", "Earlier checkpoints are as they were")
+    said = [line for line in outcome.lines if line.startswith("save ")]
+    assert len(said) == 1 and "step-00000004 cannot be written: No space left" in said[0], outcome.text
+    assert "training goes on" in said[0]
+    checkpoints = small_disk / "run" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
+    with checkpoint.load(checkpoints / "step-00000002") as found:
+        found.verify()
+    resize(small_disk, "4m")
+    assert "goes on from step 2 " in run(2, *train(*settings)).ok().text
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
 
 
 def test_an_unreadable_file_is_named_and_the_rest_is_packed(text_folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.launch import Outcome, run
+from tests.jobs.results import exact
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,6 +44,21 @@ def test_the_same_at_every_rank_count_and_resumed(train: Train, data: Path, seco
     again = run(2, *train(*settings, "--resume", tmp_path / "one/checkpoints/step-00000007", folder="two")).ok()
     assert "goes on from step 7" in again.text
     assert digest(again) == digest(first)
+    lines = exact(tmp_path / "one")
+    assert exact(tmp_path / "three") == lines
+    assert exact(tmp_path / "two") == [line for line in lines if line["step"] > 7]
+    evaluations = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in evaluations] == [7, 14]
+    assert all(line["val_losses"].keys() == {str(data), str(second)} for line in evaluations)
+    for folder, loss in evaluations[1]["val_losses"].items():
+        assert f"step     14/14  val_loss {loss:.4f} of {folder}" in first.text
+
+    # The loss of the first data set is what a run that reads that alone comes to.
+    alone = ["--data.dir", data, "--data.documents", "separate", "--init", tmp_path / "one", "--train.steps", 0]
+    run(1, *train(*alone, "--train.eval-sequences", 2, folder="alone")).ok()
+    (line,) = exact(tmp_path / "alone")
+    assert line["val_loss"] == evaluations[1]["val_losses"][str(data)] and "val_losses" not in line
+
     changed = run(1, *train(*settings, "--data.documents", "joined", folder="one"))
     changed.refused("is of another run", "the data's documents was 'separate' and is 'joined'")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -360,3 +362,27 @@ def test_verify_notices_what_is_missing(comm: Communicator, shared_path: Path) -
     on_root(comm, lambda: (shared_path / "out/train-00003.h5").unlink())
     (problem,) = verify(comm, shared_path / "out")
     assert re.search(r"train-00003\.h5 of \d+ train shards is missing", problem)
+
+
+def test_verify_finds_a_flipped_bit_in_any_file(comm: Communicator, shared_path: Path) -> None:
+    """Of tokens and of what is beside them: headers, gaps, tables of checksums, the indices, the tokenizer."""
+    out = shared_path / "out"
+    on_root(comm, lambda: write_stories(shared_path / "in", range(40)))
+    pack(comm, [str(shared_path / "in")], out, SMALL)
+    rng = random.Random(1)
+    paths = sorted([*out.glob("*.h5"), out / "tokenizer.json"])
+    assert {"train-00000.h5", "val-00000.h5", "train.index.h5", "val.index.h5"} < {path.name for path in paths}
+    for path in paths:
+        content = path.read_bytes()
+        size = len(content)
+        ends = (0, 700), (max(0, size - 300), size), (content.find(b"\0" * 64), size), (0, size)
+        for place in [rng.randrange(max(0, begin), min(end, size)) for begin, end in ends for _ in range(3)]:
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << rng.randrange(8)
+            comm.barrier()
+            on_root(comm, partial(path.write_bytes, flipped))
+            problems = verify(comm, out)
+            assert problems and all(path.name in problem for problem in problems), (path.name, place, problems)
+        comm.barrier()
+        on_root(comm, partial(path.write_bytes, content))
+    assert verify(comm, out) == []

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from mpipar.checkpoint import Checkpoint, load, save
 from mpipar.checkpoint.export import export
+from mpipar.checkpoint.plan import plan
+from mpipar.checkpoint.write import hold
 from mpipar.errors import CheckpointError
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.storage import BLOCK_BYTES
 from mpipar.train.config_text import to_table
+from tests.single.test_checkpoint_plan import write
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -53,10 +56,17 @@ def test_what_it_says_in_a_plain_process(path: Path) -> None:
         assert damaged.stderr.startswith("mpipar: error: ") and "state-0.h5" in damaged.stderr
 
 
-def test_a_flipped_bit_anywhere_is_found_in_its_file(path: Path) -> None:
+@pytest.mark.parametrize("num_hosts", [1, 3])
+def test_a_flipped_bit_anywhere_is_found_in_its_file(path: Path, num_hosts: int) -> None:
     """In the index, in texts, in every part of a file of tensors: user block, header, data, gaps, checksums."""
+    if num_hosts > 1:
+        with load(path) as whole:
+            tensors = dict(whole)
+        path = write(path.parent, plan([hold(tensors)] * num_hosts, range(num_hosts)), tensors)
     rng = random.Random(1)
-    for file in sorted(path.iterdir()):
+    files = sorted(path.iterdir())
+    assert [file.name for file in files] == ["config.toml", "index.json", *(f"state-{i}.h5" for i in range(num_hosts))]
+    for file in files:
         content = file.read_bytes()
         size = len(content)
         ends = range(min(size, 700)), range(max(0, size - 300), size), range(BLOCK_BYTES, min(size, BLOCK_BYTES + 9))

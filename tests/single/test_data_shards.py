@@ -222,11 +222,13 @@ def test_only_so_many_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     files: ArrayFiles = OpenFiles(2)
     with ShardSet(folder, "train", take_inventory(folder, "train"), files) as shards:
         opened.clear()
-        for index in (0, 1, 0, 2, 0, 1):
+        for index in (0, 1, 0, 2, 2, 1, 0):
             assert np.array_equal(shards.read(index, 0, 9), np.concatenate(documents_of(index))[:9])
             assert len(files) <= 2
+            assert sum(shard._file.held is not None for shard in shards.shards) == len(files)
             assert len(list(Path("/proc/self/fd").iterdir())) < 100
-    assert opened == [f"train-0000{index}.h5" for index in (0, 1, 2, 1)]
+    assert opened[:3] == [f"train-0000{index}.h5" for index in (0, 1, 2)]
+    assert len(opened) in (4, 5), "the one that was let go for the third, and at most one more"
     files.close()
     with pytest.raises(ValueError, match="was closed"):
         shards.read(0, 0, 9)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
 import json
 import sys
+import typing
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -53,6 +58,39 @@ def test_characters_of_all_kinds(remembering: Tokenizer, plain: Tokenizer) -> No
     elsewhere = [code for code in range(0x250, sys.maxunicode, 499) if not 0xD800 <= code < 0xE000]
     characters = map(chr, [*near_white_space, 0xFEFF, *elsewhere])
     same(remembering, plain, [f"a{c}b {c}1{c} {c}{c} \n{c}x.{c}," for c in characters])
+
+
+@pytest.mark.parametrize("vocab_size", [260, 700, 3000])
+def test_new_words_are_merged(vocab_size: int) -> None:
+    """Of real text, by many merges: to the ids of the tokenizer, which is not asked."""
+    texts = [inspect.getsource(module) for module in (argparse, ast, json.decoder, typing)]
+    merging = tokenizer.train(texts[:2], vocab_size)
+    plain = Tokenizer(merging.text)
+    plain._words = None
+    assert merging._words is not None
+    asked: list[str] = []
+    merging._words._encode_word = asked.append  # type: ignore[assignment]
+    same(merging, plain, [*texts, "=" * 256, "ab" * 128])
+
+
+@pytest.mark.parametrize("ignore_merges", [False, True])
+def test_words_that_cannot_be_merged_are_asked_for(
+    plain: Tokenizer, monkeypatch: pytest.MonkeyPatch, ignore_merges: bool
+) -> None:
+    """Those that are not ASCII, or long; and all, where the model is more than merges."""
+    content = json.loads(plain.text)
+    content["model"]["ignore_merges"] = ignore_merges
+    other, reference = Tokenizer(json.dumps(content)), Tokenizer(json.dumps(content))
+    reference._words = None
+    encode_word, asked = other._encode_word, []
+
+    def ask(word: str) -> Sequence[int]:
+        asked.append(word)
+        return encode_word(word)
+
+    monkeypatch.setattr(other, "_encode_word", ask)
+    same(other, reference, ["one é " + "=" * 256])
+    assert asked == ["one"] * ignore_merges + [" é", " " + "=" * 256]
 
 
 def test_a_table_that_is_full_begins_anew(plain: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

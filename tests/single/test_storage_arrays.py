@@ -9,7 +9,9 @@ import resource
 import subprocess
 import sys
 import time
+import types
 import zlib
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mpipar.errors import DataError
-from mpipar.storage import BLOCK_BYTES, ArrayFile, room_for_files, write_arrays
+from mpipar.storage import BLOCK_BYTES, ArrayFile, OpenFiles, room_for_files, write_arrays
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", ">f4", ">i8", "<c8", "<c16"]
 
@@ -305,10 +307,44 @@ def test_a_file_of_another_program_is_an_error(path):
         ArrayFile(path)
 
 
-@pytest.mark.parametrize(("limit", "room"), [(256, 64), (1024, 256), (20_000, 512), (resource.RLIM_INFINITY, 512)])
-def test_room_for_files(monkeypatch, limit, room):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "room"),
+    [
+        (256, 256, 256, 64),
+        (1024, 4096, 4096, 1024),
+        (1024, 500_000, 8192, 2048),
+        (1024, resource.RLIM_INFINITY, 8192, 2048),
+        (20_000, 20_000, None, 2048),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 2048),
+    ],
+)
+def test_room_for_files(monkeypatch, soft, hard, raised, room):
+    set_to = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     assert room_for_files() == room
+    assert set_to == ([] if raised is None else [(raised, hard)])
+
+
+def test_what_was_asked_for_has_another_turn():
+    class Door:
+        held = None
+
+        def open(self):
+            return types.SimpleNamespace(asked=False)
+
+    files: OpenFiles[Any] = OpenFiles(3)
+    doors = [Door() for _ in range(5)]
+    first = [files.open(door) for door in doors[:3]]
+    assert [files.open(door) for door in doors[:3]] == first, "what is open is not opened again"
+    first[0].asked = first[2].asked = True
+    files.open(doors[3])
+    assert [door.held is not None for door in doors] == [True, False, True, True, False]
+    assert not first[0].asked and first[2].asked, "its turn did not come"
+    files.open(doors[4])
+    assert [door.held is not None for door in doors] == [False, False, True, True, True]
+    files.close()
+    assert not any(door.held for door in doors) and len(files) == 0
 
 
 def test_readers_in_two_processes_after_a_fork(path):
