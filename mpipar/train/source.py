@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mpipar.comm.counter import Counter
 from mpipar.data import Inventory, Loader, Microbatch, Samples, Sequences, ShardSet, Tokenizer, validation_loader
@@ -17,6 +18,7 @@ from mpipar.train.config import Config
 from mpipar.train.dealing import Dealing, Team
 
 _VALIDATION_SEED = 0
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Source:
         stock: What the data sets hold.
         team: Who computes.
         counter: Of this host, to claim microbatches from; None to deal them statically.
+        device: Where this rank computes.
 
     Attributes:
         sets: The training splits.
@@ -67,7 +70,7 @@ class Source:
         DataError: The data sets are of several tokenizers, or too small for a single step or evaluation.
     """
 
-    def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None):
+    def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None, device: torch.device = _CPU):
         data, train = config.data, config.train
         self._files: ArrayFiles = OpenFiles(room_for_files())
         self.sets = self._open(data.dir, "train", stock.train)
@@ -88,8 +91,8 @@ class Source:
             epochs=[1] * len(data.dir),
             end_of_text=stock.end_of_text,
         )
-        self._loader = Loader(self.samples, train.microbatch, train.num_microbatches)
-        self._validation = validation_loader(held_out, train.microbatch, train.eval_sequences)
+        self._loader = Loader(self.samples, train.microbatch, train.num_microbatches, device)
+        self._validation = validation_loader(held_out, train.microbatch, train.eval_sequences, device)
         _require_answers(self._validation)
         self.dealing = Dealing(team, train.num_microbatches, counter)
         self.vocab_size = self.sets[0].vocab_size

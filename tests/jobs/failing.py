@@ -40,7 +40,7 @@ def faulty_main(world: Communicator) -> None:
     if fault == "apart" and world.rank == victim:
         segment._open = refuse  # type: ignore[assignment]
 
-    def faulty_loss(self: Transformer, *sequences: Any) -> tuple[Tensor, int]:
+    def faulty_loss(self: Transformer, *sequences: Any) -> tuple[Tensor, Tensor]:
         global calls
         if not self.training:
             return loss(self, *sequences)
