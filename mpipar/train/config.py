@@ -29,6 +29,8 @@ class RunConfig:
     """Steps between two lines of the log."""
     tensorboard: bool = True
     """Write TensorBoard events, where tensorboard is installed."""
+    memory_history: bool = False
+    """On a GPU: record who takes its memory, and leave it in the run folder when there is none left. Slows steps."""
     sample_tokens: int = 160
     """Length of the text that the trained model writes at the end, in tokens; 0 for none."""
 

@@ -89,6 +89,10 @@ class Placement:
         """The GPUs on which these ranks compute, each once."""
         return [self.gpus[rank] for rank in {self._places[rank]: rank for rank in ranks}.values()]
 
+    def sharing(self, rank: int) -> int:
+        """How many ranks have the GPU of one; 1 on the CPU."""
+        return self._places.count(self._places[rank]) if self.on_gpus else 1
+
     def said(self) -> str:
         """For people: the GPUs, and how many ranks have one."""
         kinds = Counter(gpu.name for gpu in self.gpus_of(range(len(self.gpus))))

@@ -36,6 +36,7 @@ from mpipar.train.device import start
 from mpipar.train.elastic import Losses
 from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics, Totals
+from mpipar.train.out_of_memory import explained
 from mpipar.train.record import Record
 from mpipar.train.resolve import resolve
 from mpipar.train.run_folder import RunFolder, writing
@@ -82,21 +83,21 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     folder = RunFolder(config.run.dir)
     origin = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
 
-    model = build_model(config, source.vocab_size).to(device)
     if can_survive() and config.elastic.hang_s > 0:
         unwatched = start_watchdog(world, config.elastic.hang_s)
         lacks += [f"a rank that hangs will not be ended: {unwatched}"] if unwatched else []
-    step = TrainStep(model, config, comm, placement)
-    done = resume.load(origin, step, comm)
-    terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, step, placement, origin=origin.said, lacks=lacks):
-        terminal.say(line)
-    try:
-        run = Run(config, mesh, workers, folder, source, step, terminal)
-        return run.finish(done, stop)
-    finally:
-        source.close()
-        folder.release()
+    with explained(config, device, folder.path, world.rank, placement.sharing(world.rank)):
+        step = TrainStep(build_model(config, source.vocab_size).to(device), config, comm, placement)
+        done = resume.load(origin, step, comm)
+        terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
+        for line in report.header(config, mesh, source, step, placement, origin=origin.said, lacks=lacks):
+            terminal.say(line)
+        try:
+            run = Run(config, mesh, workers, folder, source, step, terminal)
+            return run.finish(done, stop)
+        finally:
+            source.close()
+            folder.release()
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:
