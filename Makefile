@@ -50,7 +50,7 @@ clean:  ## remove what tests and tools leave; .venv, data and runs stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*##/  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*##/  make \1\t/p' Makefile | expand -t 18
 
 data/stdlib: | $(READY)
 	$(MPIRUN) -n $(NP) $(PY) -m mpipar.data pack stdlib --out $@

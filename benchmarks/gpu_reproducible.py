@@ -49,7 +49,7 @@ def main(world: Communicator) -> None:
     step = TrainStep(build_model(config, _VOCAB_SIZE).to(device), config, mesh["dp"], placement)
     mine = range(train.num_microbatches)[world.rank :: world.size]
     source = RandomTokens(train, _VOCAB_SIZE, device, mine)
-    losses = []
+    losses: list[str] = []
     while len(losses) < _STEPS:
         computed = step.compute(len(losses), source, stop=False)
         if step.fits():
