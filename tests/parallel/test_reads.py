@@ -91,14 +91,14 @@ def test_on_a_gpu_nobody_waits_in_the_microbatch_loop(comm: Communicator, shared
         )
         for number in range(2):  # what is only done once has been done
             step.apply(step.compute(number, source, stop=False))
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 step.apply(step.compute(2, source, stop=False))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        found.append(len([warning for warning in said if "synchroniz" in str(warning.message)]))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append(len([warning for warning in said if "called a synchronizing" in str(warning.message)]))
         source.close()
         step.replicas.close()
     assert found[0] == found[1]
