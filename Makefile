@@ -10,7 +10,7 @@ MPIRUN = $(VENV)/bin/mpirun
 READY  = $(VENV)/ready
 
 .DEFAULT_GOAL = help
-.PHONY: setup train test lint bench doctor clean help
+.PHONY: setup train test lint bench gpu-check doctor clean help
 
 setup: $(READY)  ## make .venv with all that is needed (PYTHON=, TORCH_INDEX=; see setup-env.sh)
 
@@ -38,6 +38,10 @@ bench: $(READY)  ## time the all-reduce and the training step against MPI, gloo 
 	$(MPIRUN) -n 2 $(PY) -m benchmarks allreduce
 	$(MPIRUN) -n 2 $(PY) -m benchmarks step
 
+# Needs no .venv: make gpu-check PY=python3 MPIRUN=mpirun
+gpu-check:  ## all that needs a GPU, in 8 minutes: tests, collectives, training, the same bits (PY=, MPIRUN=)
+	$(PY) -m benchmarks.gpu_check --mpirun "$(MPIRUN)"
+
 doctor: $(READY)  ## say what this machine offers, and what will bite
 	$(MPIRUN) -n $(NP) $(PY) -m mpipar.doctor
 
@@ -46,7 +50,7 @@ clean:  ## remove what tests and tools leave; .venv, data and runs stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*##/  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*##/  make \1\t/p' Makefile | expand -t 18
 
 data/stdlib: | $(READY)
 	$(MPIRUN) -n $(NP) $(PY) -m mpipar.data pack stdlib --out $@

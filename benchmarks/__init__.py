@@ -29,5 +29,7 @@ Each file answers one question or does one thing:
     launches     one question under several MPIs, in turn
     curves       the losses of several runs, on one line or not
     recovery     how long jobs stand still when a process of theirs is killed; watched, ddp_worker: what it starts
+    gpu_check    all that needs a GPU (make gpu-check); gpu_training, gpu_reproducible: two questions of it
+    random_tokens  what they train on
     hosts        a job over several hosts on one machine; namespaces, delay_switch: how they are made
 """

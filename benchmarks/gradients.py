@@ -43,13 +43,13 @@ class Training:
     """
 
     def __init__(self, mesh: Mesh, data: Path, microbatches: int):
-        train = TrainConfig(global_batch=microbatches * TrainConfig.microbatch)
-        self.config = resolve(Config(data=DataConfig(dir=(data,)), train=train), mesh)
+        train = TrainConfig(global_batch=microbatches * TrainConfig.microbatch, device="cpu")
+        self.config, placement = resolve(Config(data=DataConfig(dir=(data,)), train=train), mesh)
         self._comm = mesh["dp"]
         stock = decide_on_root(mesh.world, lambda: Stock.take(self.config))
         with agreement(mesh.world):
             self._source = Source(self.config, stock, Team.of(self._comm, self._comm.size), counter=None)
-        reproducible.prepare(self.config, mesh.world)
+        reproducible.prepare(self.config, mesh.world, placement)
         self.model = build_model(self.config, self._source.vocab_size)
         self._take_step = TrainStep(self.model, self.config, self._comm)
         self.sizes = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}

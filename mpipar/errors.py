@@ -12,6 +12,7 @@
      ├── LostRanksError         ranks died, and all that are left know it
      ├── TooFewRanksError       so many died that the job shall not go on
      ├── CorruptionError        replicas that should be equal are not
+     ├── DeviceMemoryError      a GPU's memory does not hold the step
      ├── DivergedError          the loss stopped being a number
      └── PeerError              another rank failed and has said why
 
@@ -111,6 +112,10 @@ class CorruptionError(MpiparError):
     """Replicas that should be equal are not, and nobody can tell which is right."""
 
     passing = True
+
+
+class DeviceMemoryError(MpiparError):
+    """A GPU whose memory does not hold what a step needs."""
 
 
 class DivergedError(MpiparError):

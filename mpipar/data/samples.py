@@ -34,6 +34,16 @@ class Sequences(NamedTuple):
     counted: Tensor | None
     """bool [B, T], of which tokens the prediction of the next one counts; None if all do."""
 
+    def pinned(self) -> Sequences:
+        """A copy in memory that the system does not move, from which a GPU reads while the processor goes on."""
+        begins, counted = (x if x is None else x.pin_memory() for x in (self.begins, self.counted))
+        return Sequences(self.tokens.pin_memory(), begins, counted)
+
+    def on(self, device: torch.device) -> Sequences:
+        """On a device; from pinned memory nobody waits for the copy."""
+        begins, counted = (x if x is None else x.to(device, non_blocking=True) for x in (self.begins, self.counted))
+        return Sequences(self.tokens.to(device, non_blocking=True), begins, counted)
+
 
 class Samples:
     """The samples of one or several data sets.

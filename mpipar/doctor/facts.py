@@ -18,6 +18,7 @@ from mpipar import compiled
 from mpipar.comm import Communicator, Grid, Mesh
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.processor import bf16_is_fast
+from mpipar.train.device import Seen
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RankFacts:
         compiled_rounding: Whether the compiled half of exact sums is there.
         shm_bytes: The free room in /dev/shm, and its size; None if there is none.
         sees_folder: Whether a file that rank 0 made in its working directory is there for this rank.
+        devices: The GPUs that it sees.
     """
 
     host: str
@@ -47,6 +49,7 @@ class RankFacts:
     compiled_rounding: bool
     shm_bytes: tuple[int, int] | None
     sees_folder: bool
+    devices: Seen
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         compiled_rounding=compiled.is_built(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),
+        devices=Seen.here(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mpipar.comm.environment import NO_DEVICE, GpuTransfer, MpiFacts
 from mpipar.doctor.facts import FolderFacts, RankFacts
+from mpipar.train.device import place
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -49,6 +50,7 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_cores(ranks)
     yield from judge_bf16(ranks)
     yield from judge_rounding(ranks)
+    yield from judge_devices(ranks)
     yield judge_gpu(gpu)
     yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
     yield from judge_shared_memory(ranks)
@@ -141,6 +143,20 @@ def judge_rounding(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "exact sums are rounded in one pass (comm/rounding.c)")
+
+
+def judge_devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Which GPUs a run would take. Nothing where no rank sees any."""
+    hosts = list(dict.fromkeys(rank.host for rank in ranks))
+    placement = place("auto", [rank.devices for rank in ranks], [hosts.index(rank.host) for rank in ranks])
+    if placement.note:
+        remedy = "start ranks only where there are GPUs, or look for the driver with nvidia-smi -L"
+        yield Finding("note", f"--train.device auto: {placement.note}", remedy)
+    elif placement.on_gpus:
+        count = len(placement.gpus_of(range(len(ranks))))
+        shared = count < len(ranks)
+        remedy = f"ranks that share a GPU take turns; for speed: mpirun -n {count}" if shared else ""
+        yield Finding("note" if shared else "ok", f"--train.device auto takes {placement.said()}", remedy)
 
 
 def judge_gpu(gpu: GpuTransfer) -> Finding:

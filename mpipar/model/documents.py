@@ -17,12 +17,13 @@ from torch import Tensor
 def document_lengths(begins: Tensor) -> Tensor:
     """How long the documents are, one sequence after the other: bool [B, T] -> int64 [N], whose sum is B T.
 
-    Every sequence begins a document, whether its first token is marked or not.
+    On the CPU, where attention is cut by them in every layer: a GPU is waited for here, and not there again. Every
+    sequence begins a document, whether its first token is marked or not.
     """
     first = begins.clone()
     first[:, 0] = True
     at = first.flatten().nonzero().flatten()  # [N]
-    return torch.diff(at, append=at.new_tensor([first.numel()]))
+    return torch.diff(at.cpu(), append=torch.tensor([first.numel()]))
 
 
 def positions_within(begins: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of (seed, step, microbatch, module name) alone.
+"""Dropout whose mask is a function of (seed, step, microbatch, module name) and the kind of device alone.
 
 So a microbatch has the same gradient on whatever rank it is computed, when it is computed again, and after a resume;
 and activations that are recomputed in backward meet the same mask.
@@ -29,11 +29,11 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0 or not self.training:
             return x
-        # On the CPU for every device: their generators differ.
+        # Drawn where it is used; generators of other kinds of devices come to other masks.
         digest = hashlib.sha256(self.key.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        kept = torch.rand(x.shape, generator=generator) >= self.p
-        return x * (kept.to(x.device, x.dtype) / (1 - self.p))
+        generator = torch.Generator(x.device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.p
+        return x * (kept.to(x.dtype) / (1 - self.p))
 
 
 def begin_microbatch(model: nn.Module, seed: int, step: int, microbatch: int) -> None:

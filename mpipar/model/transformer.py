@@ -85,7 +85,9 @@ class Transformer(nn.Module):
         weight = self.as_head(self.embedding.weight) if self.head is None else self.head.weight
         return F.linear(self.norm(x), weight)
 
-    def loss(self, tokens: Tensor, begins: Tensor | None = None, counted: Tensor | None = None) -> tuple[Tensor, int]:
+    def loss(
+        self, tokens: Tensor, begins: Tensor | None = None, counted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The cross-entropy of predicting each token of [B, T + 1] from those before it.
 
         Args:
@@ -95,11 +97,13 @@ class Transformer(nn.Module):
 
         Returns:
             The sum over the predicted tokens that count, in nats, a scalar in float32 (float64 for a float64 model);
-            and their number.
+            and their number, a scalar in int64 on the device of the tokens, where nobody has to wait for it.
         """
-        targets, num_targets = tokens[:, 1:].flatten(), tokens[:, 1:].numel()
-        if counted is not None:
-            targets, num_targets = targets.masked_fill(~counted.flatten(), _NOT_COUNTED), int(counted.sum())
+        targets = tokens[:, 1:].flatten()
+        if counted is None:
+            num_targets = torch.full((), targets.numel(), device=tokens.device)
+        else:
+            targets, num_targets = targets.masked_fill(~counted.flatten(), _NOT_COUNTED), counted.sum()
         logits = self(tokens[:, :-1], begins).flatten(0, 1)
         # In half precision a sum over thousands of tokens would keep three digits.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

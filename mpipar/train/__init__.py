@@ -3,9 +3,14 @@
 config        the settings
 config_text   read from the command line and TOML files, and written
 resolve       what they leave to the machine
+device        which GPU each rank takes
 loop          a run from its settings to a trained model
 step          one step: microbatches to gradients, gradients to weights
 source        which microbatches this rank reads
+readings      what a step computes, read once
+loss_scale    of gradients in float16
+peak          how fast a GPU could be
+out_of_memory a GPU that is full: what to shrink
 optimizer     AdamW, the learning rate
 memory        what a step frees is kept for the next
 elastic       going on without ranks that die

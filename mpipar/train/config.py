@@ -14,7 +14,8 @@ from typing import Literal, get_args
 from mpipar.errors import ConfigError
 from mpipar.model import ModelConfig
 
-PrecisionName = Literal["auto", "fp32", "bf16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 DocumentsName = Literal["joined", "separate"]
 
 
@@ -28,6 +29,8 @@ class RunConfig:
     """Steps between two lines of the log."""
     tensorboard: bool = True
     """Write TensorBoard events, where tensorboard is installed."""
+    memory_history: bool = False
+    """On a GPU: record who takes its memory, and leave it in the run folder when there is none left. Slows steps."""
     sample_tokens: int = 160
     """Length of the text that the trained model writes at the end, in tokens; 0 for none."""
 
@@ -102,8 +105,13 @@ class TrainConfig:
     """AdamW's epsilon."""
     clip_norm: float = 1.0
     """Largest L2 norm of the gradient; it is scaled down to this. 0 for no clipping."""
+    device: DeviceName = "auto"
+    """Where ranks compute. auto takes GPUs where all ranks see some, each one of its own as far as there are as many
+    (docs/gpu-training.md)."""
     precision: PrecisionName = "auto"
-    """Of matrix products: bf16 is autocast over fp32 weights; auto takes it where all processors have it built in."""
+    """Of matrix products: bf16 is autocast over fp32 weights; auto takes it where all processors have it built in. On
+    GPUs also fp16, with dynamic loss scaling, and tf32, for which fp32 is rounded to 11 bits; auto is bf16 there if all
+    have it."""
     reproducible: bool = True
     """The same bits on any number of ranks: gradients are summed without rounding (docs/exact.md)."""
     threads: int = 0
@@ -137,6 +145,10 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value > 0, f"{flag('train', name)} {value} must be positive")
         _require(0 <= self.seed < 2**63, f"--train.seed {self.seed} must be in [0, 2^63)")
+        _require(
+            self.device in get_args(DeviceName),
+            f"--train.device {self.device!r} must be one of {', '.join(get_args(DeviceName))}",
+        )
         _require(
             self.precision in get_args(PrecisionName),
             f"--train.precision {self.precision!r} must be one of {', '.join(get_args(PrecisionName))}",

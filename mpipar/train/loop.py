@@ -32,9 +32,11 @@ from mpipar.supervised import SignsOfLife
 from mpipar.train import report, reproducible, resume
 from mpipar.train.config import Config
 from mpipar.train.dealing import Team, open_counter
+from mpipar.train.device import start
 from mpipar.train.elastic import Losses
 from mpipar.train.memory import keep_freed_memory
 from mpipar.train.metrics import StepMetrics, Totals
+from mpipar.train.out_of_memory import explained
 from mpipar.train.record import Record
 from mpipar.train.resolve import resolve
 from mpipar.train.run_folder import RunFolder, writing
@@ -62,38 +64,40 @@ def train(config: Config, world: Communicator, stop: StopRequest) -> bool:
     keep_freed_memory()
     mesh = Mesh(world, Grid.of(world.size))
     comm = mesh["dp"]
-    config = resolve(config, mesh)
+    config, placement = resolve(config, mesh)
+    device = placement.device(world.rank)
     workers = max(1, comm.size - config.elastic.spares)
     torch.set_num_threads(config.train.threads)
     if config.train.reproducible:
-        reproducible.prepare(config, world)
+        reproducible.prepare(config, world, placement)
+    start(device, config.train.precision)
     claims = config.elastic.balance and config.train.reproducible and comm.size > 1
-    lacks: list[str] = []
+    lacks = [placement.note] if placement.note else []
     counter = open_counter(comm) if claims else None
     if isinstance(counter, str):
         lacks.append(f"ranks get equal numbers of microbatches, however fast they are: {counter}")
         counter = None
     stock = decide_on_root(world, lambda: Stock.take(config))
     with agreement(world):
-        source = Source(config, stock, Team.of(comm, workers), counter)
+        source = Source(config, stock, Team.of(comm, workers), counter, device)
     folder = RunFolder(config.run.dir)
     origin = decide_on_root(world, lambda: resume.prepare(config, folder, source.identity))
 
-    model = build_model(config, source.vocab_size)
     if can_survive() and config.elastic.hang_s > 0:
         unwatched = start_watchdog(world, config.elastic.hang_s)
         lacks += [f"a rank that hangs will not be ended: {unwatched}"] if unwatched else []
-    step = TrainStep(model, config, comm)
-    done = resume.load(origin, step, comm)
-    terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
-    for line in report.header(config, mesh, source, step, origin=origin.said, lacks=lacks):
-        terminal.say(line)
-    try:
-        run = Run(config, mesh, workers, folder, source, step, terminal)
-        return run.finish(done, stop)
-    finally:
-        source.close()
-        folder.release()
+    with explained(config, device, folder.path, world.rank, placement.sharing(world.rank)):
+        step = TrainStep(build_model(config, source.vocab_size).to(device), config, comm, placement)
+        done = resume.load(origin, step, comm)
+        terminal = Terminal(speaks=comm.rank == 0, log_every=config.run.log_every)
+        for line in report.header(config, mesh, source, step, placement, origin=origin.said, lacks=lacks):
+            terminal.say(line)
+        try:
+            run = Run(config, mesh, workers, folder, source, step, terminal)
+            return run.finish(done, stop)
+        finally:
+            source.close()
+            folder.release()
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:

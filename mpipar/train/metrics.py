@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Values = npt.NDArray[np.float64]
 
@@ -36,7 +37,9 @@ class StepMetrics:
     bytes_sent: int  # by rank 0, in this step, in messages; what is reduced in shared memory is not sent
     ranks: int  # that are alive
     rank_s: list[float | None]  # by rank, for a microbatch; null for a rank that had none
-    peak_memory_bytes: int  # all ranks; proportional set size: shared pages are counted once
+    peak_memory_bytes: int  # all ranks; proportional set size: shared pages are counted once. On GPUs: of theirs
+    mfu: float | None = None  # model FLOP utilisation: of the peak of all GPUs; none on the CPU
+    loss_scale: float | None = None  # what the loss was multiplied by, in fp16
     skipped: bool = False  # the loss or a gradient was not finite, and no weight was changed
     faults: str = ""  # the microbatches whose gradients were to blame
 
@@ -45,7 +48,7 @@ class StepMetrics:
         values = asdict(self)
         if not self.skipped:
             del values["skipped"], values["faults"]
-        return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -124,17 +127,21 @@ class Clock:
 
 
 class PeakMemory:
-    """The largest memory of this process that `sample` has seen.
+    """The largest memory of this process that `sample` has seen; on a GPU the most that torch had of it at once.
 
     The kernel keeps the peak of the resident set, which counts memory that ranks share once for each of them. The
     proportional set size divides it among them, but has to be asked for, and costs milliseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.bytes = 0
+        self._device = device
 
     def sample(self) -> None:
         """Looks now. Where the kernel does not tell the proportional set size, the resident set stands in."""
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device)
+            return
         try:
             text = Path("/proc/self/smaps_rollup").read_text("ascii")
             now = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))

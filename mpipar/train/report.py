@@ -11,6 +11,7 @@ from mpipar.comm import Mesh, mpi_version
 from mpipar.data import ShardSet
 from mpipar.model import Transformer, generate
 from mpipar.train.config import Config
+from mpipar.train.device import Placement
 from mpipar.train.plot import plot_loss
 from mpipar.train.run_folder import RunFolder
 from mpipar.train.source import Source
@@ -18,7 +19,14 @@ from mpipar.train.step import TrainStep
 
 
 def header(
-    config: Config, mesh: Mesh, source: Source, step: TrainStep, *, origin: str, lacks: Sequence[str] = ()
+    config: Config,
+    mesh: Mesh,
+    source: Source,
+    step: TrainStep,
+    placement: Placement,
+    *,
+    origin: str,
+    lacks: Sequence[str] = (),
 ) -> list[str]:
     """Lines that say what is about to run, on what.
 
@@ -27,6 +35,7 @@ def header(
         mesh: The ranks.
         source: What they read.
         step: What they do.
+        placement: Where they do it.
         origin: Where the run begins.
         lacks: What this machine has not, and the run does without.
     """
@@ -41,6 +50,7 @@ def header(
             "ranks",
             f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}{spares}, {_count(train.threads, 'thread')} each",
         ),
+        *([("device", placement.said())] if placement.on_gpus else []),
         ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
         *_what_is_read(config, source),
         (
@@ -63,7 +73,10 @@ def header(
             ("note", f"{_count(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
     cores = mesh.cores_per_rank()
-    if train.reproducible and train.threads < cores:
+    if placement.on_gpus and step.peak_flops is None:
+        names = ", ".join(sorted({gpu.name for gpu in placement.gpus}))
+        lines.append(("note", f"no mfu: what {names} can do in {train.precision} is not in the table of train/peak.py"))
+    elif train.reproducible and train.threads < cores and not placement.on_gpus:
         lines.append(
             (
                 "note",
@@ -114,8 +127,9 @@ def _what_it_holds(shards: ShardSet) -> str:
 def _sample(model: Transformer, source: Source, config: Config) -> list[str]:
     """What the model writes when it starts a document of its own."""
     tokenizer = source.read_tokenizer()
-    generator = torch.Generator().manual_seed(config.train.seed)
-    start = torch.tensor([[tokenizer.end_of_text]])
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(config.train.seed)
+    start = torch.tensor([[tokenizer.end_of_text]], device=device)
     model.eval()
     tokens = generate(model, start, config.run.sample_tokens, temperature=0.8, top_k=50, generator=generator)
     text = tokenizer.decode(tokens[0, 1:].tolist())

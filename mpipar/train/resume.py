@@ -28,6 +28,9 @@ _SHARED_BYTES = 1 << 20  # a tensor from which on its reading is shared out
 # A checkpoint of other values is of another model, or of another sequence of batches.
 _MUST_MATCH = (("train", "seed"), ("train", "seq_len"), ("train", "global_batch"))
 
+# What checkpoints of a version without the setting were made with.
+_EARLIER = {("train", "device"): "cpu"}
+
 # What of a model its weights do not depend on.
 _MAY_DIFFER = {"max_seq_len", "dropout"}
 
@@ -92,6 +95,8 @@ def load(origin: Origin, step: TrainStep, comm: Communicator) -> int:
     step.skipped_in_a_row = attributes["skipped_in_a_row"]
     if step.grids is not None:
         step.grids.tops = dict(attributes["grid_tops"])
+    if step.scale is not None:
+        step.scale.restore(attributes.get("loss_scale", {}))
     return done
 
 
@@ -150,6 +155,7 @@ def notes(done: int, step: TrainStep, config: Config, identity: Mapping[str, Any
         "tokens_seen": step.tokens_seen,
         "skipped_in_a_row": step.skipped_in_a_row,
         "grid_tops": {} if step.grids is None else dict(step.grids.tops),
+        "loss_scale": {} if step.scale is None else step.scale.state(),
         "config": to_table(config),
         **identity,
     }
@@ -195,7 +201,7 @@ def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint)
     compared = [("model", key) for key in sorted(then["model"].keys() | now["model"].keys())] + list(_MUST_MATCH)
     if config.train.reproducible:
         compared += reproducible.MUST_MATCH
-    values = [(flag(*key), then[key[0]].get(key[1]), now[key[0]].get(key[1])) for key in compared]
+    values = [(flag(*key), then[key[0]].get(key[1], _EARLIER.get(key)), now[key[0]].get(key[1])) for key in compared]
     values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
     advice = "Give the settings it was made with, or start a new run with another --run.dir or --resume never"
     _require_equal(values, f"{found.path} is of another run", advice)

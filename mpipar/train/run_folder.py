@@ -5,8 +5,9 @@
     checkpoints/        step-00000100/ ...
     tensorboard/        events, where tensorboard is installed
     loss.png            where matplotlib is installed
+    memory-rank*.pickle where a GPU ran out of memory that was recorded
 
-Rank 0 alone touches it.
+Rank 0 alone touches it, but for the last.
 """
 
 from __future__ import annotations

@@ -198,11 +198,15 @@ class Saver:
         return partial(now.share.publish, now.folder, now.notes)
 
     def _copy(self, share: Share, sources: Sequence[Tensor]) -> list[Tensor]:
+        """In the host's memory; of what lies on a GPU the copies follow each other there, and are waited for once."""
+        on_gpu = any(source.is_cuda for source in sources)
         if self._memory.numel() != share.num_bytes:
-            self._memory = torch.empty(share.num_bytes, dtype=torch.uint8)
+            self._memory = torch.empty(share.num_bytes, dtype=torch.uint8, pin_memory=on_gpu)
         copies = list(self._memory.split([len(source) for source in sources]))
         for copy, source in zip(copies, sources, strict=True):
-            copy.copy_(source)
+            copy.copy_(source, non_blocking=True)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
         return copies
 
     def _start(self, action: Action | None) -> Work:

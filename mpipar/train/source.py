@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mpipar.comm.counter import Counter
 from mpipar.data import Inventory, Loader, Microbatch, Samples, Sequences, ShardSet, Tokenizer, validation_loader
@@ -17,6 +18,7 @@ from mpipar.train.config import Config
 from mpipar.train.dealing import Dealing, Team
 
 _VALIDATION_SEED = 0
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Source:
         stock: What the data sets hold.
         team: Who computes.
         counter: Of this host, to claim microbatches from; None to deal them statically.
+        device: Where this rank computes.
 
     Attributes:
         sets: The training splits.
@@ -67,7 +70,7 @@ class Source:
         DataError: The data sets are of several tokenizers, or too small for a single step or evaluation.
     """
 
-    def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None):
+    def __init__(self, config: Config, stock: Stock, team: Team, counter: Counter | None, device: torch.device = _CPU):
         data, train = config.data, config.train
         self._files: ArrayFiles = OpenFiles(room_for_files())
         self.sets = self._open(data.dir, "train", stock.train)
@@ -89,10 +92,10 @@ class Source:
             epochs=[1] * len(data.dir),
             end_of_text=stock.end_of_text,
         )
-        self._loader = Loader(self.samples, train.microbatch, train.num_microbatches)
-        self._validation = validation_loader(mixed, train.microbatch, train.eval_sequences)
+        self._loader = Loader(self.samples, train.microbatch, train.num_microbatches, device)
+        self._validation = validation_loader(mixed, train.microbatch, train.eval_sequences, device)
         _require_answers(self._validation)
-        self._validation_of = _each_alone(config, held_out, stock.end_of_text)
+        self._validation_of = _each_alone(config, held_out, stock.end_of_text, device)
         self.dealing = Dealing(team, train.num_microbatches, counter)
         self.vocab_size = self.sets[0].vocab_size
         self.unigram_entropy = self._unigram_entropy()
@@ -172,7 +175,9 @@ class Validation:
         return [(i, self._loader.microbatch(0, i)) for i in self._team.share(self.num_microbatches)]
 
 
-def _each_alone(config: Config, held_out: Sequence[ShardSet], end_of_text: int | None) -> dict[str, Loader]:
+def _each_alone(
+    config: Config, held_out: Sequence[ShardSet], end_of_text: int | None, device: torch.device
+) -> dict[str, Loader]:
     """Where several data sets are mixed, the first validation sequences of each, in its order in the mixture.
 
     Together as many as of the mixture, so that an evaluation takes twice as long. A data set whose validation split
@@ -187,7 +192,7 @@ def _each_alone(config: Config, held_out: Sequence[ShardSet], end_of_text: int |
         for number, shards in enumerate(held_out)
     }
     return {
-        folder: validation_loader(samples, train.microbatch, each)
+        folder: validation_loader(samples, train.microbatch, each, device)
         for folder, samples in alone.items()
         if samples.num_samples >= train.microbatch
     }

@@ -64,7 +64,10 @@ class Terminal:
             self._bar.set_postfix_str(f"loss {metrics.loss:.3f}", refresh=False)
             self._bar.update(1)
         if metrics.skipped:
-            self.say(f"step {metrics.step:>6}/{self._steps}  skipped: not finite: {metrics.faults or 'the norm'}")
+            scale = "" if metrics.loss_scale is None else f" (loss scale {metrics.loss_scale:g})"
+            self.say(
+                f"step {metrics.step:>6}/{self._steps}  skipped: not finite: {metrics.faults or 'the norm'}{scale}"
+            )
         elif metrics.step % self._log_every == 0 or metrics.step in (self._first + 1, self._steps):
             self.say(self._line(metrics))
 
@@ -91,9 +94,10 @@ class Terminal:
         else:
             pace_s = (time.monotonic() - self._first_ended) / (m.step - self._first - 1)
             remaining_s = pace_s * (self._steps - m.step)
+        mfu = "" if m.mfu is None else f"mfu {m.mfu:5.1%}  "
         return (
             f"step {m.step:>6}/{self._steps}  loss {m.loss:7.4f}  norm {m.grad_norm:6.2f}  lr {m.lr:.2e}  "
-            f"{m.tokens_per_s:8,.0f} tokens/s  comm {m.comm_s / m.step_s:4.0%}  {duration(remaining_s)} left"
+            f"{m.tokens_per_s:8,.0f} tokens/s  {mfu}comm {m.comm_s / m.step_s:4.0%}  {duration(remaining_s)} left"
         )
 
 

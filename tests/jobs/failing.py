@@ -1,6 +1,7 @@
 """Runs mpipar.train with one fault: `failing.py FAULT RANK STEP ARGUMENTS...`.
 
 raise    the rank raises an exception in the forward pass
+memory   the rank's GPU has no memory left
 nan      the rank's loss is not a number, in STEP alone
 nans     the same from STEP on
 hang     the rank sleeps
@@ -17,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mpipar.checkpoint.write import Share
@@ -40,7 +42,7 @@ def faulty_main(world: Communicator) -> None:
     if fault == "apart" and world.rank == victim:
         segment._open = refuse  # type: ignore[assignment]
 
-    def faulty_loss(self: Transformer, *sequences: Any) -> tuple[Tensor, int]:
+    def faulty_loss(self: Transformer, *sequences: Any) -> tuple[Tensor, Tensor]:
         global calls
         if not self.training:
             return loss(self, *sequences)
@@ -49,6 +51,8 @@ def faulty_main(world: Communicator) -> None:
         if world.rank == victim and (calls == step or (calls > step and fault == "nans")):
             if fault == "raise":
                 raise ZeroDivisionError("the rank's own bug")
+            if fault == "memory":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
             if fault == "hang":
                 time.sleep(1000)
             value = value * float("nan")

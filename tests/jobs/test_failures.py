@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mpipar import checkpoint
 from tests.jobs.launch import ROOT, Job, Outcome, run
@@ -122,6 +123,20 @@ def test_a_rank_that_raises_ends_the_job(train: Arguments) -> None:
     assert outcome.text.count("ZeroDivisionError: the rank's own bug") == 1
     assert sum(line.lstrip().startswith("mpipar:") for line in outcome.lines) == 1
     assert "mpipar: rank 2: failed" in outcome.text
+
+
+def test_a_rank_whose_gpu_is_full_ends_the_job_and_says_what_to_shrink(train: Arguments) -> None:
+    outcome = faulty(train, 4, "memory", 2, 3)
+    outcome.refused(
+        "has no memory left: Tried to allocate 2.00 GiB.", "--train.activation-checkpointing true", "rank 2"
+    )
+
+
+def test_gpus_that_are_not_there_are_missed(train: Arguments) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("they are there")
+    run(2, *train("--train.device", "cuda")).refused("--train.device cuda: rank 0 on host", "no CUDA device", "cpu")
+    run(1, *train("--train.precision", "fp16", "--train.device", "cpu")).refused("--train.precision fp16 is for GPUs")
 
 
 def test_a_rank_that_hangs_is_named(train: Arguments) -> None:

@@ -10,8 +10,9 @@ from mpipar.comm import Communicator
 from mpipar.data import tokenizer
 from mpipar.data.shard import write_shard
 from mpipar.model import ModelConfig, Transformer, initialise
-from mpipar.train.config import Config, DataConfig, RunConfig, TrainConfig
+from mpipar.train.config import Config, DataConfig, DeviceName, PrecisionName, RunConfig, TrainConfig
 from mpipar.train.dealing import Team
+from mpipar.train.device import place_all, start
 from mpipar.train.source import Source, Stock
 from mpipar.train.step import TrainStep
 
@@ -26,13 +27,24 @@ def write_small_data(folder: Path) -> None:
         write_shard(folder, split, 0, 1, [tokens], made_by, 1)
 
 
-def small_step(comm: Communicator, folder: Path, *, reproducible: bool) -> tuple[TrainStep, Source]:
+def small_step(
+    comm: Communicator,
+    folder: Path,
+    *,
+    reproducible: bool,
+    precision: PrecisionName = "fp32",
+    microbatch: int = 2,
+    device: DeviceName = "cpu",
+) -> tuple[TrainStep, Source]:
     """Collective: a step of a small model, and what it reads. Both are to be closed.
 
     Args:
         comm: The dp axis.
         folder: Of this test, the same on all ranks, where the data set is, or will be.
         reproducible: Whether its gradients are summed exactly.
+        precision: Of its matrix products.
+        microbatch: Sequences in each; a step has 8.
+        device: Where it computes.
     """
     if comm.rank == 0 and not (folder / "data").exists():
         write_small_data(folder / "data")
@@ -42,9 +54,19 @@ def small_step(comm: Communicator, folder: Path, *, reproducible: bool) -> tuple
         data=DataConfig(dir=(folder / "data",)),
         model=ModelConfig(layers=1, dim=32, heads=2, max_seq_len=32),
         train=TrainConfig(
-            global_batch=8, microbatch=2, seq_len=16, eval_sequences=2, precision="fp32", reproducible=reproducible
+            global_batch=8,
+            microbatch=microbatch,
+            seq_len=16,
+            eval_sequences=2,
+            precision=precision,
+            device=device,
+            reproducible=reproducible,
         ),
     )
+    placement = place_all(device, comm)
+    here = placement.device(comm.rank)
+    start(here, precision)
     model = Transformer(config.model, vocab_size=300)
     initialise(model, 1)
-    return TrainStep(model, config, comm), Source(config, Stock.take(config), Team.of(comm, comm.size), None)
+    step = TrainStep(model.to(here), config, comm, placement)
+    return step, Source(config, Stock.take(config), Team.of(comm, comm.size), None, here)

@@ -111,14 +111,14 @@ def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch
 
 
 def test_an_error_of_the_thread_comes_out_with_its_batch(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    microbatch = Loader.microbatch
+    microbatch = Loader._read
 
     def damaged(self: Loader, step: int, index: int) -> Sequences:
         if (step, index) == (1, 0):
             raise DataError("train-00000.h5 is damaged")
         return microbatch(self, step, index)
 
-    monkeypatch.setattr(Loader, "microbatch", damaged)
+    monkeypatch.setattr(Loader, "_read", damaged)
     assert len(list(loader.microbatches(0, [0, 1], then=[0]))) == 2
     with pytest.raises(DataError, match="is damaged"):
         next(loader.microbatches(1, [0, 1]))

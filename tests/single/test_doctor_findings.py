@@ -9,7 +9,8 @@ import pytest
 
 from mpipar.comm.environment import GpuTransfer, MpiFacts
 from mpipar.doctor.facts import FolderFacts, RankFacts, folder_facts
-from mpipar.doctor.findings import GIB, MIB, Finding, judge, some
+from mpipar.doctor.findings import GIB, MIB, Finding, judge, judge_devices, some
+from mpipar.train.device import Gpu, Seen
 
 MPI = MpiFacts("Open MPI v5.0.11", (3, 1), "serialized", 2**31 - 1, "off")
 RANK = RankFacts(
@@ -23,7 +24,9 @@ RANK = RankFacts(
     compiled_rounding=True,
     shm_bytes=(30 * GIB, 32 * GIB),
     sees_folder=True,
+    devices=Seen("n1", (), "no driver"),
 )
+H200 = Gpu("0", "NVIDIA H200", (9, 0))
 FOLDER = FolderFacts("/scratch/me", "lustre", 900 * GIB, "", "", "2.0.0")
 NO_GPU = GpuTransfer("untried", "no CUDA device")
 
@@ -150,3 +153,15 @@ def test_a_real_folder(tmp_path: Path) -> None:
 
 def test_a_folder_in_which_nothing_can_be_written() -> None:
     assert folder_facts(Path("/proc")).write_error != ""
+
+
+def test_gpus() -> None:
+    seeing = replace(RANK, devices=Seen("n1", (H200, replace(H200, uuid="1"))))
+    assert list(judge_devices([RANK] * 2)) == []
+    assert [str(finding) for finding in judge_devices([seeing] * 2)] == [
+        "[ok]   --train.device auto takes 2 x NVIDIA H200, one for each rank"
+    ]
+    (crowded,) = judge_devices([seeing] * 5)
+    assert crowded.mark == "note" and "SHARED by 2 to 3 ranks" in crowded.text and "mpirun -n 2" in crowded.remedy
+    (partly,) = judge_devices([seeing, replace(RANK, host="n2", devices=Seen("n2", (), "no driver"))])
+    assert partly.mark == "note" and "rank 1 on host n2 sees no CUDA device: no driver" in partly.text
