@@ -32,11 +32,12 @@ from mpipar.comm.p2p import chunk_bounds, segments
 from mpipar.comm.pending import Algorithm
 from mpipar.comm.sums import Step, plan_copy, plan_sum, plan_sum_into, run
 
-# Up to here more than two ranks take less time for adding up all slots than for meeting once more; and up to there it
-# pays to bring an array of the arena to the slots for it. Two ranks have less to add up, and it is compiled or not.
+# Up to here more than two ranks take less time for adding up all slots than for meeting once more.
 _ONE_MEETING_BYTES = 64 << 10
-_ONE_MEETING_OF_TWO_BYTES = 4 << 10
-_ONE_COMPILED_MEETING_OF_TWO_BYTES = 32 << 10
+# Up to here it pays to bring an array of the arena to the slots for that. What is compiled meets sooner.
+_TO_SLOTS_BYTES = 64 << 10
+_TO_SLOTS_COMPILED_BYTES = 8 << 10
+_TO_SLOTS_OF_TWO_BYTES = 4 << 10
 
 Begin = Callable[[], Algorithm]
 
@@ -86,8 +87,11 @@ def after_meeting(host: Host, call: Call, algorithm: Algorithm) -> Algorithm:
 
 def pays_in_place(host: Host, x: Buffer, *, compiled: bool) -> bool:
     """Whether reducing x where it lies, with two meetings, takes less time than passing it through the slots."""
-    of_two = _ONE_COMPILED_MEETING_OF_TWO_BYTES if compiled else _ONE_MEETING_OF_TWO_BYTES
-    return x.size * x.itemsize > (of_two if host.size == 2 else _ONE_MEETING_BYTES)
+    if host.size == 2:
+        most = _TO_SLOTS_OF_TWO_BYTES
+    else:
+        most = _TO_SLOTS_COMPILED_BYTES if compiled else _TO_SLOTS_BYTES
+    return x.size * x.itemsize > most
 
 
 def takes_one_meeting(host: Host, x: Buffer) -> bool:
