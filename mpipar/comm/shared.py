@@ -87,11 +87,8 @@ def after_meeting(host: Host, call: Call, algorithm: Algorithm) -> Algorithm:
 
 def pays_in_place(host: Host, x: Buffer, *, compiled: bool) -> bool:
     """Whether reducing x where it lies, with two meetings, takes less time than passing it through the slots."""
-    if host.size == 2:
-        most = _TO_SLOTS_OF_TWO_BYTES
-    else:
-        most = _TO_SLOTS_COMPILED_BYTES if compiled else _TO_SLOTS_BYTES
-    return x.size * x.itemsize > most
+    of_more = _TO_SLOTS_COMPILED_BYTES if compiled else _TO_SLOTS_BYTES
+    return x.size * x.itemsize > (_TO_SLOTS_OF_TWO_BYTES if host.size == 2 else of_more)
 
 
 def takes_one_meeting(host: Host, x: Buffer) -> bool:
