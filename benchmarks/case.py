@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.limits import Bytes
 from mpipar.comm import Mesh
-from mpipar.comm.arena import arena_bytes
+from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.comm.buffers import Buffer
 
 _CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ class Case:
 
     def everybodys(self) -> list[list[Bytes]] | None:
         """The bytes of the shared arrays, [num_arrays][ranks]; None if there are none."""
-        if isinstance(self._arena, str) or isinstance(self.shared, str):
+        if not isinstance(self._arena, Arena) or isinstance(self.shared, str):
             return None
         columns = [self._arena.column(Buffer(array.view(torch.uint8))) for array in self.shared]
         return [[buffer.values for buffer in column or ()] for column in columns]

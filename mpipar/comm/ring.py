@@ -28,6 +28,7 @@ Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of works
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from mpipar.comm.buffers import Buffer, Op
@@ -161,6 +162,7 @@ def circulate(
         arrivals: What comes from the left.
         count: What a mean divides by.
     """
+    x.expect(chain(first, ((arrival.a, arrival.b) for arrival in arrivals if arrival.adds)))
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
     sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
     posted: list[Message] = []
