@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mpipar.comm import segment
 from mpipar.comm.device.runtime import Addition, DeviceError, Rounding
+from mpipar.parallel.ledger import GpuLedger
 from tests.stand_in import arithmetic
 from tests.stand_in.board import PROCESSES, STREAMS, Board, Clock, Misuse, Span
 
@@ -55,7 +56,8 @@ class StandIn:
         self._exported: dict[int, bytes] = {}
         self._pinned: dict[int, Any] = {}
         self._num_allocations = 0
-        self._stream_of: dict[int, int] = {}  # by event: where it was recorded last
+        self._under_way: dict[tuple[int, int], int] = {}  # records that are not done: event, number -> stream
+        self._wanted: set[tuple[int, int]] = set()  # of these, by this process
         self._lock = threading.RLock()
         self._ended = False
         self._thread = threading.Thread(target=self._answer, daemon=True)
@@ -94,10 +96,12 @@ class StandIn:
             number = int(entry["recorded"]) + 1
 
             def reach() -> bool:
+                del self._under_way[index, number]
+                self._wanted.discard((index, number))
                 entry["done"] = max(int(entry["done"]), number)
                 return True
 
-            self._stream_of[index] = stream
+            self._under_way[index, number] = stream
             self._queues[stream].append(reach)
             entry["recorded"] = number
 
@@ -117,8 +121,7 @@ class StandIn:
         process, index = self._find(event)
         entry = self.board.parts[process]["events"][index]
         number = int(entry["recorded"])
-        self._want(process, index, number)
-        if int(entry["done"]) < number:
+        if not self._is_done(process, index, number):
             return False
         np.maximum(self._host, entry["clock"].reshape(PROCESSES, STREAMS), out=self._host)
         return True
@@ -268,6 +271,12 @@ class StandIn:
         num_bytes = max(1, size * dtype.itemsize)
         return self.tensor(self.allocate(num_bytes), num_bytes, None)[: size * dtype.itemsize].view(dtype)
 
+    def magnitudes(self, ledger: GpuLedger) -> None:
+        """Lets a ledger keep its notes on the device."""
+        notes = self.array(ledger._magnitudes.numel(), torch.float64).view(ledger._magnitudes.shape)
+        notes.zero_()
+        ledger._magnitudes = notes
+
     def holds(self, x: object) -> bool:
         """Whether a tensor is on the device."""
         return isinstance(x, Tensor) and x.numel() > 0 and self._span(x.data_ptr(), 1) is not None
@@ -355,12 +364,14 @@ class StandIn:
         return process, index
 
     def _is_done(self, process: int, index: int, number: int) -> bool:
-        self._want(process, index, number)
-        return int(self.board.parts[process]["events"][index]["done"]) >= number
-
-    def _want(self, process: int, index: int, number: int) -> None:
+        if process == self._me:  # where an event may have been recorded again meanwhile, on another stream
+            if (index, number) in self._under_way:
+                self._wanted.add((index, number))
+                return False
+            return True
         entry = self.board.parts[process]["events"][index]
         entry["wanted"] = max(int(entry["wanted"]), number)
+        return int(entry["done"]) >= number
 
     def _answer(self) -> None:
         """The device: does what stands before the events that somebody wants."""
@@ -374,13 +385,11 @@ class StandIn:
     def _advance(self) -> bool:
         events = self.board.own["events"]
         moved = False
-        wanted = np.flatnonzero((events["wanted"] > events["done"]) & (events["recorded"] > events["done"]))
-        if len(wanted) == 0:
-            return False
         with self._lock:
-            for index in wanted.tolist():
-                queue = self._queues[self._stream_of[index]]
-                while queue and events["done"][index] < events["wanted"][index] and queue[0]():
+            wanted = self._wanted | {record for record in self._under_way if events["wanted"][record[0]] >= record[1]}
+            for record in wanted:
+                queue = self._queues[self._under_way[record]] if record in self._under_way else ()
+                while record in self._under_way and queue[0]():
                     queue.popleft()
                     moved = True
         return moved
