@@ -39,7 +39,6 @@ from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
 Array = TypeVar("Array")
-SharedMemory = TypeVar("SharedMemory", Arena, DeviceArena)
 
 _CPU = torch.device("cpu")
 
@@ -330,7 +329,7 @@ class Communicator:
         """
         return self._memory.open_file(num_bytes)
 
-    def adopt_arena(self, arena: SharedMemory, origins: Sequence[int]) -> SharedMemory:
+    def adopt_arena(self, arena: Arena | DeviceArena, origins: Sequence[int]) -> Arena | DeviceArena:
         """The arena of a communicator of which these are the survivors, less the segments of the dead.
 
         Args:

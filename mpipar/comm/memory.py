@@ -50,7 +50,7 @@ class Memory:
         self._careful = careful
         self._gpu_arenas: list[tuple[int, DeviceArena]] = []
         self._opened = 0  # of them, so far
-        self.gpus = GpuOperations(self._gpu_arenas)
+        self.gpus = GpuOperations(self._gpu_arenas, alone=comm.size == 1)
 
     def open_host(self) -> None:
         """Collective: finds out where the ranks of each host meet. What ranks exchange before, they do in messages."""
@@ -60,7 +60,7 @@ class Memory:
         memory = open_arena(self._exchange_on_host, self._place, HOST_BYTES)
         self.host = memory if isinstance(memory, str) else open_host(self._comm, memory, self._neighbours)
         if self._topology.num_hosts == 1 and isinstance(self.host, Host):
-            self.only_host = self.host
+            self.only_host = self.gpus.host = self.host
 
     def open_arena(self, num_bytes: int) -> Arena | str:
         """Collective: see `Communicator.open_arena`."""

@@ -87,11 +87,8 @@ class Operations:
         buffer = self.buffer(x)
         buffer.require(op)
         bounds = self._bounds(buffer, sizes)
-        if isinstance(buffer, OnGpu):
-            host = self._memory.only_host
-            on_gpu = self._memory.gpus.reduce_scatter(host, buffer, op, bounds) if host is not None else None
-            if on_gpu is not None:
-                return on_gpu
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.reduce_scatter(buffer, op, bounds)) is not None:
+            return on_gpu
         column, place = self._memory.locate(buffer)
         call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
         if column is not None and self._memory.only_host is not None:
@@ -102,11 +99,8 @@ class Operations:
         """x becomes all shards."""
         buffer = self.buffer(x)
         bounds = self._bounds(buffer, sizes)
-        if isinstance(buffer, OnGpu):
-            host = self._memory.only_host
-            on_gpu = self._memory.gpus.all_gather(host, buffer, bounds) if host is not None else None
-            if on_gpu is not None:
-                return on_gpu
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.all_gather(buffer, bounds)) is not None:
+            return on_gpu
         column, place = self._memory.locate(buffer)
         call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
         if column is not None and self._memory.only_host is not None:
@@ -131,6 +125,8 @@ class Operations:
         """x becomes that of the root."""
         is_root = self._rank == p2p.check_peer(root, self._size)
         buffer = self.buffer(x, writable=not is_root, reads=is_root)
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.broadcast(buffer)) is not None:
+            return on_gpu
         call = Call("broadcast", buffer.dtype, buffer.size, root)
         return Operation(call, send=lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
 
@@ -142,8 +138,8 @@ class Operations:
         return Operation(call, send=p2p.barrier)
 
     def _all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
-        if isinstance(x, OnGpu) and isinstance(into, OnGpu) and self._memory.only_host is not None:
-            on_gpu = self._memory.gpus.all_reduce_into(self._memory.only_host, into, x)
+        if isinstance(x, OnGpu) and isinstance(into, OnGpu) and self._wants in ("auto", "shared"):
+            on_gpu = self._memory.gpus.all_reduce_into(into, x)
             if on_gpu is not None:
                 return on_gpu
         column, place = self._memory.locate(x)
@@ -156,8 +152,9 @@ class Operations:
 
     def _all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
         x.require(op)
-        if isinstance(x, OnGpu) and algorithm == "auto" and self._memory.only_host is not None:
-            on_gpu = self._memory.gpus.all_reduce(self._memory.only_host, x, op)
+        asked = self._wants if algorithm == "auto" else algorithm
+        if isinstance(x, OnGpu) and asked in ("auto", "shared"):
+            on_gpu = self._memory.gpus.all_reduce(x, op)
             if on_gpu is not None:
                 return on_gpu
         column, place = self._memory.locate(x)

@@ -199,7 +199,7 @@ def test_staged_all_reduce(comm: Communicator, device: StandIn, dtype: torch.dty
         x = device.array(size, dtype)
         for algorithm in ("auto", "ring"):
             device.put(x, draw(size, comm.rank, dtype))
-            comm.all_reduce(x, op, algorithm)  # type: ignore[arg-type]
+            comm.all_reduce(x, op, algorithm)
             check(device.get(x), expected(comm, size, dtype, op), op)
 
 
@@ -325,3 +325,26 @@ def test_a_nan_is_the_largest(device: StandIn) -> None:
     assert math.isnan(ledger.largest()["a"]) and ledger.take_fault({"a": 1e30}) is False
     ledger.clear()
     assert ledger.largest() == {}
+
+
+def test_one_rank_has_nothing_to_do(comm: Communicator, device: StandIn) -> None:
+    """Nothing is copied anywhere, and nobody waits."""
+    alone = comm.split("alone", color=comm.rank, key=0)
+    x, into = device.array(1000, torch.float64), device.array(1000, torch.float32)
+    device.put(x, torch.ones(1000))
+    alone.all_reduce(x, "mean")
+    alone.reduce_scatter(x)
+    alone.all_gather(x)
+    alone.broadcast(x)
+    alone.start_all_reduce_into(into, x).wait()
+    assert not device._pinned and device.waits_on_host == 0
+    assert (device.get(into) == 1).all()
+
+
+def test_doubles_from_outside_the_arena(comm: Communicator, device: StandIn) -> None:
+    arena = opened(comm, 1 << 16)
+    x, into = device.array(5000, torch.float64), device.array(5000, torch.float32)
+    device.put(x, draw(5000, comm.rank, torch.float64))
+    comm.start_all_reduce_into(into, x).wait()
+    check(device.get(into), expected(comm, 5000, torch.float64, "sum"))
+    comm.close_arena(arena)

@@ -187,7 +187,7 @@ class StandIn:
         def run() -> None:
             target.copy_(source.view(target.shape))
 
-        self._give(stream, run, reads=[(source.data_ptr(), source.numel() * source.element_size())], writes=[])
+        self._give(stream, run, reads=[(source.data_ptr(), source.numel() * source.element_size())])
 
     def zero(self, address: int, num_bytes: int, stream: int) -> None:
         self._give(stream, lambda: ctypes.memset(address, 0, num_bytes), writes=[(address, num_bytes)])
@@ -388,9 +388,9 @@ class StandIn:
         with self._lock:
             wanted = self._wanted | {record for record in self._under_way if events["wanted"][record[0]] >= record[1]}
             for record in wanted:
-                queue = self._queues[self._under_way[record]] if record in self._under_way else ()
-                while record in self._under_way and queue[0]():
-                    queue.popleft()
+                stream = self._under_way.get(record)
+                while stream is not None and record in self._under_way and self._queues[stream][0]():
+                    self._queues[stream].popleft()
                     moved = True
         return moved
 

@@ -50,6 +50,7 @@ from mpipar.comm.pending import Pending
 from mpipar.comm.segment import Exchange
 
 ALIGNMENT = 512
+_BLOCK_BYTES = 2 << 20  # CUDA cuts smaller allocations out of blocks of this size, and a handle opens the whole block
 SLOT_BYTES = 4 << 20
 _WORD_BYTES = 8
 
@@ -244,7 +245,7 @@ def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *
         careful: Whether ranks may die and be survived.
     """
     runtime = gpu.runtime
-    size = aligned(num_bytes) + 2 * SLOT_BYTES
+    size = -(-(aligned(num_bytes) + 2 * SLOT_BYTES) // _BLOCK_BYTES) * _BLOCK_BYTES
     segment: Segment | None = None
     events: tuple[int, ...] = ()
     mine: Handles | str

@@ -77,10 +77,12 @@ class Caller:
         self._called = gpu.mark(self.stream)
 
     def before(self, *streams: int) -> None:
-        """These streams follow the call. Of use once: what was called has begun."""
+        """These streams follow the call. It is asked for once: what was called has begun."""
+        assert self._called, "the operation has begun before"
         for stream in streams:
             self._gpu.runtime.wait(stream, self._called)
         self._gpu.forget(self._called)
+        self._called = 0
 
     def after(self, stream: int) -> None:
         """The caller's stream follows this one."""

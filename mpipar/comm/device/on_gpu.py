@@ -55,3 +55,7 @@ class OnGpu(Buffer):
         """On the caller's stream: what is not contiguous gets the values of its copy."""
         if not self.is_contiguous and self._writable:
             self.gpu.runtime.copy_elements(self._origin, self._flat, self.caller.stream)
+
+    def copy_from(self, other: OnGpu) -> None:
+        """On the caller's stream: all elements become those of another array on this GPU, converted."""
+        self.gpu.runtime.copy_elements(self._origin, other._flat, self.caller.stream)

@@ -122,7 +122,7 @@ class Runtime(Protocol):
         """Between any two addresses, of the device or in pinned memory."""
 
     def copy_elements(self, target: Any, source: Any, stream: int) -> None:
-        """target[...] = source, two arrays of one library and size; the target is not contiguous."""
+        """target[...] = source, two arrays of one library and size, of any layout and dtype."""
 
     def zero(self, address: int, num_bytes: int, stream: int) -> None:
         """Fills memory of the device."""
