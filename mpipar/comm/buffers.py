@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mpipar.comm.mpi import MPI
+from mpipar.comm.pending import Pending
 from mpipar.errors import MessageError
 
 Op = Literal["sum", "mean", "max"]
@@ -107,8 +108,12 @@ class Buffer:
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Of what is here now the operation will want these elements, in this order, and no others."""
 
+    def coming(self, start: int, stop: int) -> Iterable[Pending]:
+        """What an algorithm has to wait for before elements [start, stop) can be touched."""
+        return ()
+
     def wait_for(self, start: int, stop: int) -> None:
-        """Elements [start, stop) can be touched. Those of memory of the host always can."""
+        """Waits for the same here. In memory of the host there is nothing to wait for."""
 
     def settle(self, start: int, stop: int) -> None:
         """Elements [start, stop) have their final value. Memory of one rank is then done with them."""

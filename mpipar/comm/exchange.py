@@ -31,6 +31,7 @@ def all_to_all(
         into_bounds: The same of `into`.
     """
     n, r = wire.size, wire.rank
+    yield from out.coming(0, out.size)
     elements = LARGEST_MESSAGE_BYTES // out.itemsize
     rounds: list[list[Message]] = []
     for t in range(1, n):

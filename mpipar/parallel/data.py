@@ -104,6 +104,7 @@ class DataParallel:
             self.buckets, self._ledger = build_exact_buckets(plan, allocate, grids)
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
         self._norm_blocks = [block for slot in self._slots for block in slot.view.view(-1).split(_NORM_BLOCK)]
+        self._streams: set[torch.cuda.Stream] = set()  # on which they were started, if on a GPU
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order
         self._missing = self._all_missing()
         self._final = False
@@ -142,6 +143,7 @@ class DataParallel:
             self.largest = self._largest_anywhere(self._ledger)
         for work in self._works:
             work.wait()
+        self._follow_hooks()
         for slot, count in zip(self._slots, totals[len(scalars) :], strict=True):
             slot.settle(exists=count > 0)
         self._works.clear()
@@ -242,7 +244,15 @@ class DataParallel:
 
     def _start(self, up_to: int) -> None:
         for bucket in self.buckets[len(self._works) : up_to]:
+            if bucket.flat.is_cuda:
+                self._streams.add(torch.cuda.current_stream(bucket.flat.device))
             self._works.append(bucket.start(self.comm))
+
+    def _follow_hooks(self) -> None:
+        """On a GPU a sum is there for the stream on which its hook ran; from now on for this thread's as well."""
+        for stream in self._streams:
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        self._streams.clear()
 
     def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
         """Collective: what gives the memory of the buckets, and why it is not shared."""

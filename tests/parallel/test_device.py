@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mpipar.comm import Communicator, exact
@@ -348,3 +350,42 @@ def test_doubles_from_outside_the_arena(comm: Communicator, device: StandIn) -> 
     comm.start_all_reduce_into(into, x).wait()
     check(device.get(into), expected(comm, 5000, torch.float64, "sum"))
     comm.close_arena(arena)
+
+
+def test_any_sequence_of_operations(comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, through slots and staged, on overlapping parts of one array and on others, without a pause between."""
+    monkeypatch.setattr(arena_module, "SLOT_BYTES", 4 << 10)
+    monkeypatch.setattr(collectives, "THROUGH_SLOTS_BYTES", 2 << 10)
+    arena = comm.open_arena(8 << 10, GPU)
+    inside = device.array(2000, torch.float32) if isinstance(arena, str) else arena.allocate(2000, torch.float32, GPU)
+    arrays = [inside, device.array(2000, torch.float32)]
+    whats = ["sum", "max", "gather", "ring", "broadcast"]
+
+    @settings(max_examples=20)
+    @given(st.lists(st.tuples(st.sampled_from(whats), st.integers(0, 1), st.integers(0, 1999), st.integers(1, 2000))))
+    def run(plan: list[tuple[str, int, int, int]]) -> None:
+        wanted = torch.stack([torch.stack([draw(2000 + i, r, torch.float64)[:2000] for i in (0, 1)]) for r in range(n)])
+        for i, x in enumerate(arrays):
+            device.put(x, wanted[comm.rank, i])
+        for what, i, start, size in plan[:5]:
+            x, reference = arrays[i][start : start + size], wanted[:, i, start : start + size]
+            if what == "broadcast":
+                comm.broadcast(x, n - 1)
+                reference[:] = reference[n - 1].clone()
+            elif what == "gather":
+                comm.all_gather(x)
+                for r in range(n):
+                    reference[:, comm.chunk(len(x), r)] = reference[r, comm.chunk(len(x), r)].clone()
+            elif what == "max":
+                comm.all_reduce(x, "max")
+                reference[:] = reference.amax(0).clone()
+            else:
+                comm.all_reduce(x, algorithm="ring" if what == "ring" else "auto")
+                reference[:] = reference.sum(0).clone()
+        for i, x in enumerate(arrays):
+            check(device.get(x), wanted[comm.rank, i])
+
+    n = comm.size
+    run()
+    if not isinstance(arena, str):
+        comm.close_arena(arena)

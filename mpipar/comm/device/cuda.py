@@ -141,6 +141,8 @@ class Cuda:
             return from_dlpack(array)
 
     def on(self, stream: int) -> AbstractContextManager[object]:
+        if stream == 0:
+            return torch.cuda.stream(torch.cuda.default_stream(self._index))
         return torch.cuda.stream(torch.cuda.ExternalStream(stream, self._index))
 
     def export_memory(self, address: int) -> bytes:

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from mpipar.comm.buffers import Buffer, Op, addable
-from mpipar.comm.device.gpu import Gpu
+from mpipar.comm.device.gpu import Gpu, Reached
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import segments
+from mpipar.comm.pending import Pending
 
 PIECE_BYTES = 4 << 20
 
@@ -74,14 +75,12 @@ class Staged(OnGpu):
             for start, stop in ranges:
                 self._bring(start, stop)
 
+    def coming(self, start: int, stop: int) -> list[Pending]:
+        return [Reached(self.gpu.runtime, piece.event) for piece in self._on_the_way(start, stop)]
+
     def wait_for(self, start: int, stop: int) -> None:
         """Until elements [start, stop) are here, those of them that are to come."""
-        if not self._expected:
-            elements = PIECE_BYTES // self.itemsize
-            self.expect(segments(0, self.size, elements))
-        self._begin()
-        waiting = [piece for piece in self._down if piece.start < stop and start < piece.stop]
-        for piece in waiting:
+        for piece in self._on_the_way(start, stop):
             self.gpu.runtime.synchronise(piece.event)
             self.gpu.forget(piece.event)
             self._down.remove(piece)
@@ -126,6 +125,12 @@ class Staged(OnGpu):
         if self._began:
             self.caller.after(self._up)
         self.put_back()
+
+    def _on_the_way(self, start: int, stop: int) -> list[Piece]:
+        if not self._expected:
+            self.expect(segments(0, self.size, PIECE_BYTES // self.itemsize))
+        self._begin()
+        return [piece for piece in self._down if piece.start < stop and start < piece.stop]
 
     def _begin(self) -> None:
         """Gets the memory, when the operation's turn has come: those that wait in a lane hold none."""

@@ -14,9 +14,10 @@ from torch.utils.dlpack import from_dlpack
 
 from mpipar.comm.buffers import Buffer, Op, accumulate
 from mpipar.comm.device.cuda import as_message
-from mpipar.comm.device.gpu import Gpu
+from mpipar.comm.device.gpu import Gpu, Reached
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
+from mpipar.comm.pending import Pending
 
 
 class View(OnGpu):
@@ -39,12 +40,13 @@ class View(OnGpu):
     def fresh(self, size: int) -> Buffer:
         return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
 
+    def coming(self, start: int, stop: int) -> list[Pending]:
+        self._begin()
+        return [Reached(self.gpu.runtime, self._event)] if self._event else []
+
     def wait_for(self, start: int, stop: int) -> None:
         """Until all that this operation has given the device is done, and what the caller had."""
-        if not self._began:
-            self._began = True
-            self.caller.before(self._stream)
-            self._event = self.gpu.mark(self._stream)
+        self._begin()
         if self._event:
             self.gpu.runtime.synchronise(self._event)
             self.gpu.forget(self._event)
@@ -86,6 +88,12 @@ class View(OnGpu):
         if self._writable:
             self.caller.after(self._stream)
             self.put_back()
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            self.caller.before(self._stream)
+            self._event = self.gpu.mark(self._stream)
 
     def _gave(self) -> None:
         """The stream has something to do."""
