@@ -14,6 +14,8 @@ from mpipar.comm.device import collectives
 from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.parallel.ledger import CpuLedger, GpuLedger
 
+pytestmark = pytest.mark.gpu
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
 SIZES = [1, 3, 127, 4099, 1_000_003]
 
