@@ -257,6 +257,8 @@ class DataParallel:
     def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
         """Collective: what gives the memory of the buckets, and why it is not shared."""
         (device,) = {parameter.device for members in plan for _, parameter in members} or {torch.device("cpu")}
+        if device.type not in ("cpu", "cuda"):
+            return zeros, f"gradients are on a device of type {device.type}"
         sizes = [num_bytes(members) for members in plan]
         if self.grids is not None:
             sizes += [8 * num_elements(members) for members in plan]

@@ -62,6 +62,8 @@ class View(OnGpu):
         with self.gpu.runtime.on(self._stream):
             accumulate(self.lib, op, self.values[start:stop], other.values[: stop - start])
         self._gave()
+        if isinstance(other, View):
+            other._gave()  # MPI may write there again when it was read
 
     def scale(self, start: int, stop: int, factor: float) -> None:
         with self.gpu.runtime.on(self._stream):
