@@ -92,6 +92,8 @@ class StandIn:
             raise Misuse("an event of another process is recorded")
         with self._lock:
             entry = self.board.own["events"][index]
+            # What the host has seen done is done before what it gives the stream now.
+            np.maximum(self._clocks[stream], self._host, out=self._clocks[stream])
             entry["clock"] = self._clocks[stream].ravel()
             number = int(entry["recorded"]) + 1
 
