@@ -42,8 +42,8 @@ def waiting() -> str:
 
 
 def reducible(x: Tensor) -> Message | None:
-    """The array as MPI can add it up; None where MPI has no such numbers."""
-    return [x.numpy(), _TYPES[x.dtype]] if x.dtype in _TYPES else None
+    """The array as MPI can add it up; None where MPI has no such numbers. On a GPU a copy, which is not timed."""
+    return [x.cpu().numpy(), _TYPES[x.dtype]] if x.dtype in _TYPES else None
 
 
 def cannot_add(dtype: torch.dtype) -> str:
@@ -52,8 +52,8 @@ def cannot_add(dtype: torch.dtype) -> str:
 
 
 def movable(x: Tensor) -> Message:
-    """The array as MPI can move it: bytes."""
-    return [x.view(torch.uint8).numpy(), MPI.BYTE]
+    """The array as MPI can move it: bytes. On a GPU a copy, which is not timed."""
+    return [x.cpu().view(torch.uint8).numpy(), MPI.BYTE]
 
 
 def calls(function: str, *arguments: Any) -> Calls:

@@ -21,12 +21,13 @@ from torch import Tensor
 from benchmarks.case import Case, Contestant
 from benchmarks.formats import LIMIT, Report, Row, as_json, nccl, osu
 from benchmarks.gloo import start_gloo, stop_gloo
-from benchmarks.limits import Copy, copying, link_speed, together
+from benchmarks.limits import Copy, link_speed, together
 from benchmarks.machine import begin, comments
 from benchmarks.measure import Seconds, ratio, repetitions, take_turns
 from benchmarks.options import SizeOptions, present, require_at_least
 from benchmarks.plot import check_plot, draw
 from mpipar.comm import Communicator, Mesh, agreement
+from mpipar.errors import ConfigError
 
 _WRITTEN_BYTES = 64 << 10  # from here on what is in which cache counts for more than the clock's grain
 
@@ -55,6 +56,8 @@ class Sweep(SizeOptions, ABC):
     repeat: int = 0
     """Calls in a row in one measurement, whose mean is taken; 0: one, and of small arrays as many as a millisecond
     holds."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the arrays are. On GPUs, which the ranks of a host take in turn, nobody but mpipar takes part."""
     check: bool = True
     """Count the elements that are wrong, before anything is timed."""
     format: Literal["nccl", "osu", "json"] = "nccl"
@@ -112,8 +115,12 @@ class Sweep(SizeOptions, ABC):
             if self.plot is not None and world.rank == 0:
                 check_plot(self.plot)
         mesh, environment = begin(world)
+        with agreement(world):
+            self._take_device(mesh)
         sizes = self.sizes(self._dtype.itemsize, world.size)
         entrants, notes = self._entrants(mesh, sizes[0])
+        if self.device == "cuda":
+            notes.append(f"arrays on {torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
         titles = {name: entrant.title for name, entrant in entrants.items()}
         if "gloo" in entrants:
             start_gloo(mesh)
@@ -150,10 +157,26 @@ class Sweep(SizeOptions, ABC):
         assert isinstance(dtype, torch.dtype)
         return dtype
 
+    def _case(self, mesh: Mesh, elements: int) -> Case:
+        device = torch.device("cpu") if self.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
+        return Case(mesh, elements, self._dtype, self.num_arrays, self.num_doubles, device)
+
+    def _take_device(self, mesh: Mesh) -> None:
+        """This rank's GPU becomes the current one."""
+        if self.device == "cpu":
+            return
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch finds no CUDA device on this host")
+        torch.cuda.set_device(mesh.host.rank % torch.cuda.device_count())
+
     def _entrants(self, mesh: Mesh, elements: int) -> tuple[dict[str, Contestant], list[str]]:
         """(who takes part, why others do not), found out with a small case."""
-        case = Case(mesh, elements, self._dtype, self.num_arrays, self.num_doubles)
-        found = self.contestants(case)
+        case = self._case(mesh, elements)
+        found = dict(self.contestants(case))
+        if self.device == "cuda":
+            for name, contestant in found.items():
+                if isinstance(contestant, Contestant) and not contestant.ours:
+                    found[name] = "it takes no arrays on a GPU here"
         with agreement(mesh.world):
             entrants, notes = self.choose(found)
         case.close()
@@ -161,15 +184,15 @@ class Sweep(SizeOptions, ABC):
 
     def _measure(self, mesh: Mesh, elements: int, names: Sequence[str], link: Link | None) -> list[Row]:
         """The rows of one size."""
-        case = Case(mesh, elements, self._dtype, self.num_arrays, self.num_doubles)
+        case = self._case(mesh, elements)
         entrants = present(self.contestants(case), names)
         wrong = self._count_wrong(case, entrants)
         runs = {f"{name} {call}": run for name, entrant in entrants.items() for call, run in entrant.calls.items()}
         is_small = case.num_bytes < _WRITTEN_BYTES
         repeat = self.repeat or (repetitions(mesh.world, runs) if is_small else 1)
-        memory = case.everybodys() if mesh.num_hosts == 1 else None
-        if memory is not None:
-            copy = copying(memory, self.copies(mesh.world.size, mesh.world.rank, case.num_bytes))
+        copies = self.copies(mesh.world.size, mesh.world.rank, case.num_bytes)
+        copy = case.copying(copies) if mesh.num_hosts == 1 else None
+        if copy is not None:
             runs[LIMIT] = together(mesh.world, copy) if mesh.host.size > (os.cpu_count() or 1) else copy
         written = {f"{name} {call}": [entrant.source] for name, entrant in entrants.items() for call in entrant.calls}
         written[LIMIT] = [] if isinstance(case.shared, str) else case.shared
@@ -178,6 +201,8 @@ class Sweep(SizeOptions, ABC):
             for array in written[name]:
                 case.touch(array)
 
+        if self.device == "cuda":
+            runs = {name: _settled(run, case) for name, run in runs.items()}
         times = take_turns(mesh.world, runs, rounds=self.rounds, warmup=self.warmup, repeat=repeat, prepare=write)
         case.close()
         limit = times.get(LIMIT)
@@ -218,11 +243,21 @@ class Sweep(SizeOptions, ABC):
                 entrant.result.zero_()
                 entrant.source.copy_(given)
                 run()
-                wrong += int((entrant.result != wanted[: entrant.result.numel()]).sum())
+                wrong += int((entrant.result.cpu() != wanted[: entrant.result.numel()]).sum())
             entrant.source.zero_()
             entrant.result.zero_()
             counts[name] = int(case.world.all_reduce(wrong)[0])
         return counts
+
+
+def _settled(run: Callable[[], object], case: Case) -> Callable[[], None]:
+    """Until the device has done it: a collective returns when it was given."""
+
+    def run_and_settle() -> None:
+        run()
+        case.settle()
+
+    return run_and_settle
 
 
 def _link(mesh: Mesh) -> Link:

@@ -31,6 +31,8 @@ pending         what an algorithm waits for: messages, neighbours
 progress        what moves it all
 roll_call       who is there, when nothing moves
 buffers         from an array to bytes and values
+device/         arrays on GPUs: the same collectives there, and what messages of them are made of
+wishes          what the environment asks for, the same on all ranks
 environment     what this machine's MPI and launcher are
 mpi             the import of mpi4py
 """

@@ -1,4 +1,4 @@
-"""From an array to messages: dtype, layout, device.
+"""From an array to messages: dtype and layout.
 
 Messages are bytes and nothing else: MPI has no portable bfloat16 or float16, its 32-bit counts end at 2 GiB, and all
 arithmetic is ours, but for what goes through MPI's own all-reduce. A `Buffer` is a flat view of an array from which
@@ -8,13 +8,13 @@ both sides are cut by element: `message` for MPI, `values` for arithmetic.
     numpy                     numpy                 numpy, uint8
     torch on the CPU          numpy                 numpy, uint8
       float16, bfloat16       torch (numpy has no bfloat16 and adds float16 one by one)
-    CuPy, torch on a GPU      a copy in the host's memory, written back when the operation ends;
-                              with MPIPAR_CUDA_AWARE_MPI=1 CuPy views of the device's memory
+
+Arrays on a GPU are buffers of `device`, with the same methods.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mpipar.comm.mpi import MPI
+from mpipar.comm.pending import Pending
 from mpipar.errors import MessageError
 
 Op = Literal["sum", "mean", "max"]
@@ -41,7 +42,7 @@ class Buffer:
     """A flat, contiguous, typed view of one array.
 
     Args:
-        array: A torch tensor, numpy array or CuPy array of any shape. One that is not contiguous is copied here and
+        array: A torch tensor on the CPU or numpy array of any shape. One that is not contiguous is copied here and
             copied back by `commit`.
         writable: Whether the operation writes into the array.
 
@@ -49,25 +50,20 @@ class Buffer:
         MessageError: The dtype, layout or kind of array cannot be sent.
     """
 
-    __slots__ = ("_bytes", "_on_device", "_origin", "_staged", "dtype", "itemsize", "lib", "size", "values")
+    __slots__ = ("_bytes", "_origin", "_staged", "dtype", "itemsize", "lib", "size", "values")
 
     lib: ModuleType  # numpy, torch or cupy: whichever adds these values
     values: Any  # [size], of that library
 
     def __init__(self, array: Any, *, writable: bool = True):
         kind = type(array).__module__.partition(".")[0]
-        self.dtype, self.itemsize = _checked_dtype(array, kind)
+        self.dtype, self.itemsize = checked_dtype(array, kind)
         self._origin = array.detach() if kind == "torch" else array
         self._bytes: Any = None
-        _check_layout(self._origin, kind, writable)
-        on_device = kind == "cupy" or (kind == "torch" and self._origin.device.type == "cuda")
-        self._on_device = on_device and _mpi_takes_device_pointers()
-        if on_device and not self._on_device:
-            flat = _host_copy(self._origin)
-        else:
-            flat = _contiguous(self._origin, kind, writable)
+        check_layout(self._origin, kind, writable)
+        flat = _contiguous(self._origin, kind, writable)
         self._staged = writable and not _shares_memory(flat, self._origin)
-        self.lib, self.values = _addable(flat, self.dtype)
+        self.lib, self.values = addable(flat, self.dtype)
         self.size: int = len(self.values)
 
     @staticmethod
@@ -78,37 +74,55 @@ class Buffer:
     @property
     def is_in_host_memory(self) -> bool:
         """Whether the elements, or the copy of them that stands in, can be read and written by the processor."""
-        return not self._on_device
+        return True
 
     @property
     def is_in_place(self) -> bool:
         """Whether they are the array's own, and no copy of them."""
-        return not self._on_device and not self._staged
+        return not self._staged
 
     @property
     def address(self) -> int:
-        """Where it lies in the host's memory."""
+        """Where it lies in memory."""
         return _address(self.values)
 
     def overlaps(self, other: Buffer) -> bool:
         """Whether both have elements in one place in memory."""
-        mine, theirs = _address(self.values), _address(other.values)
+        mine, theirs = self.address, other.address
         return mine < theirs + other.size * other.itemsize and theirs < mine + self.size * self.itemsize
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         """Elements [start, stop) as mpi4py takes them. The caller keeps a message below 2 GiB."""
         if self._bytes is None:
             self._bytes = _as_bytes(self.values)
-        if self._on_device:
-            _synchronise(self._bytes)
         return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
         """Elements [start, stop) become their sum (or maximum) with the first stop - start elements of `other`."""
         accumulate(self.lib, op, self.values[start:stop], other.values[: stop - start])
 
+    def replace(self, start: int, stop: int, source: Buffer, first: int) -> None:
+        """Elements [start, stop) become those of `source` from `first` on."""
+        self.values[start:stop] = source.values[first : first + stop - start]
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Of what is here now the operation will want these elements, in this order, and no others."""
+
+    def coming(self, start: int, stop: int) -> Iterable[Pending]:
+        """What an algorithm has to wait for before elements [start, stop) can be touched."""
+        return ()
+
+    def wait_for(self, start: int, stop: int) -> None:
+        """Waits for the same here. In memory of the host there is nothing to wait for."""
+
     def settle(self, start: int, stop: int) -> None:
         """Elements [start, stop) have their final value. Memory of one rank is then done with them."""
+
+    def fresh(self, size: int) -> Buffer:
+        """Memory for as many elements that are to be combined with these."""
+        if isinstance(self.values, torch.Tensor):
+            return Buffer(torch.empty(size, dtype=self.values.dtype, device="cpu"))
+        return Buffer(np.empty(size, self.values.dtype))
 
     def scale(self, start: int, stop: int, factor: float) -> None:
         """Multiplies elements [start, stop)."""
@@ -116,6 +130,7 @@ class Buffer:
 
     def convert(self, other: Buffer) -> None:
         """All elements become those of `other`, which are of another dtype."""
+        other.wait_for(0, other.size)
         mine, theirs = (
             buffer.values if isinstance(buffer.values, torch.Tensor) else torch.from_numpy(buffer.values)
             for buffer in (self, other)
@@ -130,13 +145,9 @@ class Buffer:
         if isinstance(self._origin, torch.Tensor):
             values = self.values if isinstance(self.values, torch.Tensor) else torch.from_numpy(self.values)
             self._origin.copy_(values.view(self._origin.shape))
-        elif isinstance(self._origin, np.ndarray):
+        else:
             array = self.values.numpy() if isinstance(self.values, torch.Tensor) else self.values
             self._origin[...] = array.reshape(self._origin.shape)
-        else:
-            import cupy
-
-            self._origin[...] = cupy.asarray(self.values).reshape(self._origin.shape)
 
     def require(self, op: Op) -> None:
         """Refuses an operation that would be silently wrong for this dtype."""
@@ -148,7 +159,7 @@ class Buffer:
             raise MessageError(f"the mean of {self.dtype} values is not an integer: convert to a float, or use 'sum'")
 
 
-def _checked_dtype(array: Any, kind: str) -> tuple[str, int]:
+def checked_dtype(array: Any, kind: str) -> tuple[str, int]:
     """The dtype's name in numpy and torch alike, and its bytes; refuses what is no array and what cannot be moved."""
     if kind not in ("numpy", "torch", "cupy") or not hasattr(array, "dtype"):
         what = type(array).__name__
@@ -160,7 +171,7 @@ def _checked_dtype(array: Any, kind: str) -> tuple[str, int]:
     return dtype, _ITEMSIZES[dtype]
 
 
-def _check_layout(array: Any, kind: str, writable: bool) -> None:
+def check_layout(array: Any, kind: str, writable: bool) -> None:
     """Refuses memory in which the elements, or the result, cannot be."""
     if kind == "torch" and array.layout != torch.strided:
         raise MessageError(f"a tensor of layout {array.layout} cannot be sent: call to_dense() first")
@@ -170,7 +181,7 @@ def _check_layout(array: Any, kind: str, writable: bool) -> None:
         raise MessageError("a masked array cannot be sent, its mask would be lost: call filled() first")
     if kind == "numpy" and writable and not array.flags.writeable:
         raise MessageError("the numpy array is read-only, and the result is written into it: give a copy")
-    if writable and not _is_contiguous(array, kind) and _repeats_elements(array):
+    if writable and not is_contiguous(array, kind) and _repeats_elements(array):
         raise MessageError("the array repeats elements (broadcast or expanded) and cannot hold a result: give a copy")
 
 
@@ -194,17 +205,11 @@ class Scratch:
         key = like.dtype, getattr(like.values, "device", None)
         kept = self._kept.get(key, [])
         if len(kept) < count or kept[0].size < size:
-            kept = self._kept[key] = [_new(like, size) for _ in range(count)]
+            kept = self._kept[key] = [like.fresh(size) for _ in range(count)]
         return kept[:count]
 
 
-def _new(like: Buffer, size: int) -> Buffer:
-    if like.lib is torch:
-        return Buffer(torch.empty(size, dtype=like.values.dtype, device=like.values.device))
-    return Buffer(like.lib.empty(size, like.values.dtype))
-
-
-def _is_contiguous(array: Any, kind: str) -> bool:
+def is_contiguous(array: Any, kind: str) -> bool:
     return bool(array.is_contiguous() if kind == "torch" else array.flags.c_contiguous)
 
 
@@ -212,59 +217,25 @@ def _contiguous(array: Any, kind: str, writable: bool) -> Any:
     """The array itself, flat, or a flat copy of it."""
     if kind == "torch":  # an empty tensor may have stride 0, which cannot be viewed as bytes
         return array.resolve_neg().contiguous().view(-1) if array.numel() else array.new_empty(0)
-    if kind == "cupy":
-        import cupy
-
-        return cupy.ascontiguousarray(array).reshape(-1)
     if not writable and not array.flags.writeable and array.dtype == np.float16:
         return array.flatten()  # torch, which adds float16, would warn of memory that it must not write
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _addable(flat: Any, dtype: str) -> tuple[ModuleType, Any]:
+def addable(flat: Any, dtype: str) -> tuple[ModuleType, Any]:
     """(library, values) over the memory of `flat`: numpy on the CPU, but for what numpy lacks or adds one by one."""
     if isinstance(flat, torch.Tensor):
-        if flat.device.type == "cpu" and dtype not in ("float16", "bfloat16"):
-            return np, flat.numpy()
-        return torch, flat
-    if isinstance(flat, np.ndarray):
-        return (torch, torch.from_numpy(flat)) if dtype == "float16" else (np, flat)
-    import cupy
-
-    return cupy, flat
+        return (torch, flat) if dtype in ("float16", "bfloat16") else (np, flat.numpy())
+    return (torch, torch.from_numpy(flat)) if dtype == "float16" else (np, flat)
 
 
 def _as_bytes(values: Any) -> Any:
     """The same memory as MPI takes it."""
-    if isinstance(values, np.ndarray):
-        return values.view(np.uint8)
-    if isinstance(values, torch.Tensor) and values.device.type == "cpu":
-        return values.view(torch.uint8).numpy()
-    import cupy
-
-    return cupy.from_dlpack(values.view(torch.uint8)) if isinstance(values, torch.Tensor) else values.view(cupy.uint8)
+    return values.view(np.uint8) if isinstance(values, np.ndarray) else values.view(torch.uint8).numpy()
 
 
 def _address(values: Any) -> int:
-    if isinstance(values, torch.Tensor):
-        return values.data_ptr()
-    return int(values.__array_interface__["data"][0] if isinstance(values, np.ndarray) else values.data.ptr)
-
-
-def _mpi_takes_device_pointers() -> bool:
-    return os.environ.get("MPIPAR_CUDA_AWARE_MPI", "0") == "1"
-
-
-def _synchronise(raw: Any) -> None:
-    """Waits until all that was asked of the device is done: MPI knows nothing of the streams that still work on it."""
-    raw.device.synchronize()
-
-
-def _host_copy(array: Any) -> Any:
-    """A flat copy in the host's memory; the copy waits for the producing stream."""
-    if isinstance(array, torch.Tensor):
-        return array.cpu().contiguous().view(-1)
-    return array.get().reshape(-1)
+    return int(values.data_ptr() if isinstance(values, torch.Tensor) else values.__array_interface__["data"][0])
 
 
 def _repeats_elements(array: Any) -> bool:
@@ -277,6 +248,4 @@ def _shares_memory(flat: Any, origin: Any) -> bool:
     """Whether `flat` is a view of `origin`, not a copy."""
     if isinstance(origin, torch.Tensor):
         return isinstance(flat, torch.Tensor) and flat.data_ptr() == origin.data_ptr()
-    if isinstance(flat, np.ndarray) != isinstance(origin, np.ndarray):
-        return False
     return _address(flat) == _address(origin) or flat.size == 0

@@ -15,13 +15,18 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mpipar.comm import p2p, shared
 from mpipar.comm.arena import Arena
-from mpipar.comm.buffers import Buffer, Op
+from mpipar.comm.buffers import Op
 from mpipar.comm.call import Call, compared, is_compared
 from mpipar.comm.deadline import deadline
+from mpipar.comm.device import devices
+from mpipar.comm.device.arena import DeviceArena
+from mpipar.comm.environment import can_survive
+from mpipar.comm.host import Host
 from mpipar.comm.memory import Memory
 from mpipar.comm.mpi import MPI
 from mpipar.comm.operations import Operations
@@ -35,6 +40,8 @@ from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
 Array = TypeVar("Array")
+
+_CPU = torch.device("cpu")
 
 
 class Communicator:
@@ -63,8 +70,9 @@ class Communicator:
         self._lane = progress.open_lane(name, comm)
         self._sequence = 0
         self._account = Account()
-        self._memory = Memory(comm, self.topology, self.all_gather_object)
-        self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants)
+        transport = roster.transport
+        self._memory = Memory(comm, self.topology, self.all_gather_object, transport, careful=can_survive())
+        self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants, transport)
         self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
 
@@ -259,7 +267,7 @@ class Communicator:
 
     def start_send(self, x: Any, to: int, tag: int = 0) -> Work:
         """Like `send`, but returns at once. x must not be changed before the work is done."""
-        buffer = Buffer(x, writable=False)
+        buffer = self._operations.buffer(x, writable=False)
         p2p.check_peer(to, self.size)
         return self._start_p2p(f"send to rank {to}", tag, lambda wire: p2p.send(wire, buffer, to))
 
@@ -270,7 +278,7 @@ class Communicator:
 
     def start_receive(self, x: Any, source: int, tag: int = 0) -> Work:
         """Like `receive`, but returns at once. x is undefined before the work is done."""
-        buffer = Buffer(x)
+        buffer = self._operations.buffer(x, reads=False)
         p2p.check_peer(source, self.size)
         return self._start_p2p(f"receive from rank {source}", tag, lambda wire: p2p.receive(wire, buffer, source))
 
@@ -298,12 +306,20 @@ class Communicator:
 
     # Shared memory
 
-    def open_arena(self, num_bytes: int) -> Arena | str:
+    def open_arena(self, num_bytes: int, device: torch.device = _CPU) -> Arena | DeviceArena | str:
         """Collective: memory of `num_bytes` a rank, shared on its host, in which arrays are reduced in place.
 
         All ranks come to the same: an arena on each host, or why there can be none.
+
+        Args:
+            num_bytes: What `allocate` will be asked for, with the alignment of `arena_bytes`.
+            device: Where: the CPU, or this rank's GPU, on all ranks alike.
+
+        Raises:
+            ConfigError: CuPy is missing, or MPIPAR_CUDA=ipc and the ranks cannot open each other's memory.
         """
-        arena = self._memory.open_arena(num_bytes)
+        gpu = devices.gpu_on(device)
+        arena = self._memory.open_arena(num_bytes) if gpu is None else self._memory.open_gpu_arena(gpu, num_bytes)
         self._operations.forget()
         return arena
 
@@ -314,8 +330,8 @@ class Communicator:
         """
         return self._memory.open_file(num_bytes)
 
-    def adopt_arena(self, arena: Arena, origins: Sequence[int]) -> Arena:
-        """The arena of a communicator of which these are the survivors, less the segments of the dead.
+    def adopt_arena(self, arena: Arena | DeviceArena, origins: Sequence[int]) -> Arena | DeviceArena:
+        """Collective: the arena of a communicator of which these are the survivors, less the segments of the dead.
 
         Args:
             arena: What `open_arena` made there.
@@ -323,9 +339,13 @@ class Communicator:
         """
         adopted = arena.less([origins.index(origin) for origin in self.neighbours])
         self._memory.adopt(adopted)
+        host = self._memory.host
+        if isinstance(adopted, DeviceArena) and isinstance(host, Host):
+            # What the streams of the others have done in the segments comes before what is done there from now on.
+            self._start(Operation(Call("barrier"), begin=lambda: adopted.part(host))).wait()
         return adopted
 
-    def close_arena(self, arena: Arena) -> None:
+    def close_arena(self, arena: Arena | DeviceArena) -> None:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
         self._memory.close(arena)
         self._operations.forget()

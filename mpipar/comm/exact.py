@@ -55,6 +55,11 @@ def spacing(top: int, bits: int) -> float:
     return 2.0 ** (top + ROOM + bits - _MANTISSA)
 
 
+def anchor(spacing: float) -> float:
+    """What a contribution is added to, and freed of again, to be rounded onto a grid."""
+    return 1.5 * 2.0 ** (_MANTISSA - 1) * spacing
+
+
 def limit(top: int) -> float:
     """The largest contribution that such a grid can take."""
     return 2.0 ** (top + ROOM)
@@ -87,16 +92,16 @@ def add_rounded(total: Tensor, x: Tensor, spacing: float, *, first: bool) -> flo
     Returns:
         The largest |x|, or NaN if an element is: above `limit`, the total is good for nothing.
     """
-    anchor = 1.5 * 2.0 ** (_MANTISSA - 1) * spacing
+    base = anchor(spacing)
     functions = _functions()
     if functions is not None and x.dtype == torch.float32:
-        return functions[first](total.data_ptr(), x.data_ptr(), x.numel(), anchor)
+        return functions[first](total.data_ptr(), x.data_ptr(), x.numel(), base)
     largest = 0.0
     if x.numel() == 0:
         return largest
     for rounded_into, run in zip(total.split(_RUN), x.split(_RUN), strict=True):
         rounded = rounded_into if first else torch.empty_like(rounded_into)
-        rounded.copy_(run).add_(anchor).sub_(anchor)
+        rounded.copy_(run).add_(base).sub_(base)
         if not first:
             rounded_into.add_(rounded)
         here = run.abs().max().item()

@@ -31,6 +31,7 @@ def all_to_all(
         into_bounds: The same of `into`.
     """
     n, r = wire.size, wire.rank
+    yield from out.coming(0, out.size)
     elements = LARGEST_MESSAGE_BYTES // out.itemsize
     rounds: list[list[Message]] = []
     for t in range(1, n):
@@ -40,7 +41,7 @@ def all_to_all(
         rounds.append(incoming + outgoing)
         if t > _ROUNDS_AHEAD:
             yield from rounds[t - 1 - _ROUNDS_AHEAD]
-    into.values[into_bounds[r] : into_bounds[r + 1]] = out.values[out_bounds[r] : out_bounds[r + 1]]
+    into.replace(into_bounds[r], into_bounds[r + 1], out, out_bounds[r])
     for messages in rounds[-_ROUNDS_AHEAD:]:
         yield from messages
     into.commit()

@@ -24,7 +24,8 @@ from mpipar.comm.communicator import Communicator
 from mpipar.comm.environment import can_survive, launcher_mismatch, read_launch
 from mpipar.comm.failure import part
 from mpipar.comm.mpi import MPI, mpi_version
-from mpipar.comm.select import VARIABLE, wish
+from mpipar.comm.select import VARIABLE
+from mpipar.comm.wishes import wish
 from mpipar.errors import ConfigError, LaunchError, MpiparError, PeerError
 from mpipar.supervised import write_outcome
 
@@ -139,8 +140,8 @@ def _begin() -> Communicator:
             write_outcome("failed", str(error))
             print(f"mpipar: error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)
-    if wish() != "auto" and world.rank == 0:
-        print(f"mpipar: {VARIABLE}={wish()}: taken wherever it can be used", file=sys.stderr, flush=True)
+    if wish(VARIABLE) != "auto" and world.rank == 0:
+        print(f"mpipar: {VARIABLE}={wish(VARIABLE)}: taken wherever it can be used", file=sys.stderr, flush=True)
     return world
 
 

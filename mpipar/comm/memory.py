@@ -10,10 +10,15 @@ import os
 
 from mpipar.comm.arena import Arena, open_arena
 from mpipar.comm.buffers import Buffer
+from mpipar.comm.device.arena import DeviceArena, open_device_arena
+from mpipar.comm.device.gpu import Gpu
+from mpipar.comm.device.operations import GpuOperations
+from mpipar.comm.device.transport import VARIABLE, Transport
 from mpipar.comm.host import HOST_BYTES, Host, open_host
 from mpipar.comm.mpi import MPI
 from mpipar.comm.segment import Exchange, open_segments
 from mpipar.comm.topology import Topology
+from mpipar.errors import ConfigError
 
 
 class Memory:
@@ -23,13 +28,16 @@ class Memory:
         comm: MPI's.
         topology: Which of its ranks share a host.
         exchange: Between all its ranks, in a collective, whose wait has a deadline.
+        transport: What carries arrays on GPUs.
+        careful: Whether ranks may die and be survived.
 
     Attributes:
+        gpus: What can be done in the memory of GPUs that they share.
         host: Where the ranks of this host meet, or why they cannot.
         only_host: The same, if they can and all ranks are on it.
     """
 
-    def __init__(self, comm: MPI.Comm, topology: Topology, exchange: Exchange):
+    def __init__(self, comm: MPI.Comm, topology: Topology, exchange: Exchange, transport: Transport, *, careful: bool):
         self.host: Host | str = "it is not known yet"
         self.only_host: Host | None = None
         self._comm = comm
@@ -38,6 +46,11 @@ class Memory:
         self._neighbours = topology.neighbours(comm.rank)
         self._place = self._neighbours.index(comm.rank)
         self._arenas: list[Arena] = []
+        self._transport = transport
+        self._careful = careful
+        self._gpu_arenas: list[tuple[int, DeviceArena]] = []
+        self._opened = 0  # of them, so far
+        self.gpus = GpuOperations(self._gpu_arenas, alone=comm.size == 1)
 
     def open_host(self) -> None:
         """Collective: finds out where the ranks of each host meet. What ranks exchange before, they do in messages."""
@@ -47,7 +60,7 @@ class Memory:
         memory = open_arena(self._exchange_on_host, self._place, HOST_BYTES)
         self.host = memory if isinstance(memory, str) else open_host(self._comm, memory, self._neighbours)
         if self._topology.num_hosts == 1 and isinstance(self.host, Host):
-            self.only_host = self.host
+            self.only_host = self.gpus.host = self.host
 
     def open_arena(self, num_bytes: int) -> Arena | str:
         """Collective: see `Communicator.open_arena`."""
@@ -63,6 +76,30 @@ class Memory:
             return arena
         return str(reason)
 
+    def open_gpu_arena(self, gpu: Gpu, num_bytes: int) -> DeviceArena | str:
+        """Collective: the same in the memory of GPUs.
+
+        Raises:
+            ConfigError: There can be none, and the user wants no other transport.
+        """
+        if self._comm.size == 1:
+            return "there is one rank"
+        reason: str | None = None
+        if self._transport not in ("auto", "ipc"):
+            reason = f"{VARIABLE}={self._transport}"
+        elif self._topology.num_hosts > 1:
+            reason = "there are several hosts, and between them arrays on GPUs pass through the memory of the host"
+        elif isinstance(self.host, str):
+            reason = self.host
+        arena: DeviceArena | str | None = self._agreed(reason)
+        if arena is None:
+            arena = open_device_arena(self._exchange_on_host, gpu, self._place, num_bytes, careful=self._careful)
+        if isinstance(arena, DeviceArena):
+            self.adopt(arena)
+        elif self._transport == "ipc":
+            raise ConfigError(f"{VARIABLE}=ipc: {arena}")
+        return arena
+
     def open_file(self, num_bytes: int) -> int | str:
         """Collective: see `Communicator.share_file`."""
         segments = open_segments(self._exchange_on_host, num_bytes, brings=self._place == 0)
@@ -75,13 +112,23 @@ class Memory:
             os.close(descriptor)
         return reason
 
-    def adopt(self, arena: Arena) -> None:
+    def adopt(self, arena: Arena | DeviceArena) -> None:
         """From now on what lies in this arena is found."""
-        self._arenas.append(arena)
+        if isinstance(arena, Arena):
+            self._arenas.append(arena)
+        else:
+            self._opened += 1
+            self._gpu_arenas.append((self._opened, arena))
 
-    def close(self, arena: Arena) -> None:
-        """From now on it is not."""
-        self._arenas.remove(arena)
+    def close(self, arena: Arena | DeviceArena) -> None:
+        """Collective: from now on it is not."""
+        if isinstance(arena, Arena):
+            self._arenas.remove(arena)
+            return
+        self._gpu_arenas[:] = [(number, other) for number, other in self._gpu_arenas if other is not arena]
+        arena.close()
+        self._exchange(None)  # all have closed it
+        arena.release()
 
     def locate(self, x: Buffer) -> tuple[list[Buffer] | None, int]:
         """What lies where x lies on each rank of the host, and a number for the place, to be compared between ranks.

@@ -33,6 +33,7 @@ def can_add(x: Buffer, op: Op) -> bool:
 
 def all_reduce(wire: Wire, x: Buffer, op: Op) -> Algorithm:
     """Every rank's x becomes the sum (mean, maximum) over all ranks, as MPI_Iallreduce does it."""
+    yield from x.coming(0, x.size)
     message, _ = x.message(0, x.size)
     how = MPI.MAX if op == "max" else MPI.SUM
     request = wire.comm.Iallreduce(MPI.IN_PLACE, [message, x.size, _TYPES[x.dtype]], how)

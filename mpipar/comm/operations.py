@@ -16,6 +16,9 @@ from torch import Tensor
 from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call, checksum
+from mpipar.comm.device import devices
+from mpipar.comm.device.on_gpu import OnGpu
+from mpipar.comm.device.transport import Transport
 from mpipar.comm.host import Host
 from mpipar.comm.memory import Memory
 from mpipar.comm.p2p import Wire, chunk_bounds
@@ -35,14 +38,18 @@ class Operations:
         topology: Which of them share a host.
         memory: What they share there.
         wants: Which all-reduce the user's environment asks for.
+        transport: What carries arrays on GPUs.
     """
 
-    def __init__(self, rank: int, size: int, topology: Topology, memory: Memory, wants: AllReduce):
+    def __init__(
+        self, rank: int, size: int, topology: Topology, memory: Memory, wants: AllReduce, transport: Transport
+    ):
         self._rank = rank
         self._size = size
         self._topology = topology
         self._memory = memory
         self._wants = wants
+        self._transport = transport
         self._prepared = Prepared()
 
     def forget(self) -> None:
@@ -54,8 +61,10 @@ class Operations:
         key = id(x), op, algorithm
         operation = self._prepared.find(key, x)
         if operation is None:
-            operation = self._all_reduce(Buffer(x), op, algorithm)
-            self._prepared.keep(key, x, operation)
+            buffer = self.buffer(x)
+            operation = self._all_reduce(buffer, op, algorithm)
+            if not isinstance(buffer, OnGpu):  # which is for one call: it knows where the caller's stream was
+                self._prepared.keep(key, x, operation)
         return operation
 
     def all_reduce_into(self, into: Tensor, x: Tensor) -> Operation:
@@ -63,15 +72,23 @@ class Operations:
         key = id(x), "sum", f"into {id(into)}"
         operation = self._prepared.find(key, x)
         if operation is None:
-            operation = replace(self._all_reduce_into(Buffer(into), Buffer(x)), keeps=into)
-            self._prepared.keep(key, x, operation)
+            target, buffer = self.buffer(into, reads=False), self.buffer(x)
+            operation = replace(self._all_reduce_into(target, buffer), keeps=into)
+            if not isinstance(buffer, OnGpu):
+                self._prepared.keep(key, x, operation)
         return operation
+
+    def buffer(self, x: Any, *, writable: bool = True, reads: bool = True) -> Buffer:
+        """What messages of an array are made of, wherever it is: see `devices.buffer_of`."""
+        return devices.buffer_of(x, self._transport, writable=writable, reads=reads)
 
     def reduce_scatter(self, x: Any, op: Op, sizes: Sequence[int] | None) -> Operation:
         """A shard of x becomes its sum."""
-        buffer = Buffer(x)
+        buffer = self.buffer(x)
         buffer.require(op)
         bounds = self._bounds(buffer, sizes)
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.reduce_scatter(buffer, op, bounds)) is not None:
+            return on_gpu
         column, place = self._memory.locate(buffer)
         call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
         if column is not None and self._memory.only_host is not None:
@@ -80,8 +97,10 @@ class Operations:
 
     def all_gather(self, x: Any, sizes: Sequence[int] | None) -> Operation:
         """x becomes all shards."""
-        buffer = Buffer(x)
+        buffer = self.buffer(x)
         bounds = self._bounds(buffer, sizes)
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.all_gather(buffer, bounds)) is not None:
+            return on_gpu
         column, place = self._memory.locate(buffer)
         call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
         if column is not None and self._memory.only_host is not None:
@@ -92,7 +111,7 @@ class Operations:
         self, out: Any, into: Any, out_sizes: Sequence[int] | None, into_sizes: Sequence[int] | None
     ) -> Operation:
         """`into` becomes what all have for this rank."""
-        given, taken = Buffer(out, writable=False), Buffer(into)
+        given, taken = self.buffer(out, writable=False), self.buffer(into, reads=False)
         if given.dtype != taken.dtype:
             raise MessageError(f"all_to_all from {given.dtype} into {taken.dtype}: both must have one dtype")
         if given.overlaps(taken):
@@ -104,7 +123,10 @@ class Operations:
 
     def broadcast(self, x: Any, root: int) -> Operation:
         """x becomes that of the root."""
-        buffer = Buffer(x, writable=self._rank != p2p.check_peer(root, self._size))
+        is_root = self._rank == p2p.check_peer(root, self._size)
+        buffer = self.buffer(x, writable=not is_root, reads=is_root)
+        if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.broadcast(buffer)) is not None:
+            return on_gpu
         call = Call("broadcast", buffer.dtype, buffer.size, root)
         return Operation(call, send=lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
 
@@ -116,6 +138,10 @@ class Operations:
         return Operation(call, send=p2p.barrier)
 
     def _all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
+        if isinstance(x, OnGpu) and isinstance(into, OnGpu) and self._wants in ("auto", "shared"):
+            on_gpu = self._memory.gpus.all_reduce_into(into, x)
+            if on_gpu is not None:
+                return on_gpu
         column, place = self._memory.locate(x)
         targets, target_place = self._memory.locate(into)
         host = self._memory.only_host if self._wants in ("auto", "shared") else None
@@ -126,6 +152,11 @@ class Operations:
 
     def _all_reduce(self, x: Buffer, op: Op, algorithm: AllReduce) -> Operation:
         x.require(op)
+        asked = self._wants if algorithm == "auto" else algorithm
+        if isinstance(x, OnGpu) and asked in ("auto", "shared"):
+            on_gpu = self._memory.gpus.all_reduce(x, op)
+            if on_gpu is not None:
+                return on_gpu
         column, place = self._memory.locate(x)
         host = self._memory.host if isinstance(self._memory.host, Host) else None
         chosen = self._select(algorithm, x, column, op)
@@ -152,7 +183,7 @@ class Operations:
     def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
         """Which all-reduce, of those that can be used."""
         usable: set[AllReduce] = {"ring"}
-        if self._memory.only_host is not None and x.is_in_host_memory:
+        if self._memory.only_host is not None and not isinstance(x, OnGpu):
             usable.add("shared")
         if self._topology.num_hosts > 1 and column is not None:
             usable.add("hierarchical")

@@ -28,6 +28,7 @@ Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of works
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from mpipar.comm.buffers import Buffer, Op
@@ -161,8 +162,12 @@ def circulate(
         arrivals: What comes from the left.
         count: What a mean divides by.
     """
+    x.expect(chain(first, ((arrival.a, arrival.b) for arrival in arrivals if arrival.adds)))
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
-    sent = {a: wire.send(x, a, b, right) for a, b in first} if wire.size > 1 else {}
+    sent: dict[int, Message] = {}
+    for a, b in first if wire.size > 1 else ():
+        yield from x.coming(a, b)
+        sent[a] = wire.send(x, a, b, right)
     posted: list[Message] = []
     added = [arrival.b - arrival.a for arrival in arrivals if arrival.adds]
     scratch = wire.scratch.take(x, max(added), min(_RECEIVES_AHEAD, len(added))) if added else []
@@ -186,6 +191,7 @@ def circulate(
             post(i)
         yield posted[i]
         if adds:
+            yield from x.coming(a, b)
             x.combine(a, b, op, scratch[i % _RECEIVES_AHEAD])
         if completes and op == "mean":
             x.scale(a, b, 1 / count)

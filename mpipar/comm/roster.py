@@ -7,10 +7,17 @@ more in which somebody may die.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast, get_args
 
+from mpipar.comm import select
+from mpipar.comm.device import transport
+from mpipar.comm.device.transport import Transport
+from mpipar.comm.environment import try_gpu_transfer
 from mpipar.comm.mpi import MPI
-from mpipar.comm.select import AllReduce, agreed, wish
+from mpipar.comm.select import AllReduce
+from mpipar.comm.wishes import agreed, wish
+from mpipar.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,24 +28,42 @@ class Roster:
         origins: By rank, the rank in the job as it started.
         hosts: By rank, a number for the host that it is on.
         wants: Which all-reduce the user's environment asks for.
+        transport: What carries arrays on GPUs, as it asks for it.
     """
 
     origins: tuple[int, ...]
     hosts: tuple[int, ...]
     wants: AllReduce
+    transport: Transport
 
     @classmethod
     def take(cls, comm: MPI.Comm) -> Roster:
         """Collective, when the job starts. Ranks are on one host if MPI says that they can share memory.
 
         Raises:
-            ConfigError: Ranks were asked for different algorithms.
+            ConfigError: Ranks were asked for different things, or for what this MPI cannot do.
         """
         local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-        hosts, wishes = zip(*comm.allgather((local.bcast(comm.rank), wish())), strict=True)
+        mine = local.bcast(comm.rank), wish(select.VARIABLE), wish(transport.VARIABLE)
+        hosts, algorithms, transports = zip(*comm.allgather(mine), strict=True)
         local.Free()
-        return cls(tuple(range(comm.size)), hosts, agreed(wishes))
+        algorithm = cast(AllReduce, agreed(select.VARIABLE, get_args(AllReduce), algorithms))
+        carrier = cast(Transport, agreed(transport.VARIABLE, get_args(Transport), transports))
+        if carrier == "mpi":
+            _require_gpu_transfer(comm)
+        return cls(tuple(range(comm.size)), hosts, algorithm, carrier)
 
     def among(self, ranks: Sequence[int]) -> Roster:
         """Of a communicator whose rank i was rank `ranks[i]` in this one."""
-        return Roster(tuple(self.origins[r] for r in ranks), tuple(self.hosts[r] for r in ranks), self.wants)
+        origins, hosts = (tuple(numbers[r] for r in ranks) for numbers in (self.origins, self.hosts))
+        return replace(self, origins=origins, hosts=hosts)
+
+
+def _require_gpu_transfer(comm: MPI.Comm) -> None:
+    """Collective: an MPI that cannot read a GPU's memory crashes, or sends something else; so it is tried elsewhere."""
+    tried = comm.bcast(try_gpu_transfer() if comm.rank == 0 else None)
+    if tried.result != "works":
+        raise ConfigError(
+            f"{transport.VARIABLE}=mpi, but this MPI was not seen to take an array on a GPU: {tried.detail}. Leave the "
+            "variable out, and arrays go through memory that the ranks share, or that of the host"
+        )

@@ -8,11 +8,7 @@ be used; auto is the table.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast, get_args
-
-from mpipar.errors import ConfigError
+from typing import Literal, NamedTuple
 
 AllReduce = Literal["auto", "ring", "shared", "hierarchical", "mpi"]
 
@@ -66,28 +62,3 @@ def select(asked: AllReduce, usable: set[AllReduce], *, num_hosts: int, in_arena
         if fits and case.algorithm in usable:
             return case.algorithm
     return "ring"
-
-
-def wish() -> str:
-    """What the user's environment asks for, on this rank."""
-    return os.environ.get(VARIABLE, "auto")
-
-
-def agreed(wishes: Sequence[str]) -> AllReduce:
-    """What the environments of all ranks ask for.
-
-    Args:
-        wishes: Of each rank.
-
-    Raises:
-        ConfigError: There is no such algorithm, or ranks differ.
-    """
-    for rank, asked in enumerate(wishes):
-        if asked not in get_args(AllReduce):
-            raise ConfigError(f"{VARIABLE}={asked}: must be one of {', '.join(get_args(AllReduce))}")
-        if asked != wishes[0]:
-            raise ConfigError(
-                f"{VARIABLE} is {wishes[0]} on rank 0 and {asked} on rank {rank}: give it to all, as with mpirun -x "
-                f"{VARIABLE}"
-            )
-    return cast(AllReduce, wishes[0])

@@ -162,9 +162,9 @@ def judge_devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 def judge_gpu(gpu: GpuTransfer) -> Finding:
     """Whether MPI takes arrays in the memory of a GPU."""
     if gpu.result == "works":
-        return Finding("ok", f"GPU: MPI sends and receives in its memory ({gpu.detail})")
+        return Finding("ok", f"GPU: MPI sends and receives in its memory ({gpu.detail}); MPIPAR_CUDA=mpi uses that")
     if gpu.result == "fails":
-        remedy = "use an MPI that was built with CUDA support, or train on the processor"
+        remedy = "nothing: arrays on GPUs go through memory that the ranks share, or that of the host"
         return Finding("note", f"GPU: MPI cannot use its memory ({gpu.detail})", remedy)
     return Finding("ok" if gpu.detail == NO_DEVICE else "note", f"GPU: {gpu.detail}")
 

@@ -17,7 +17,7 @@ hooks and overlap. Here the order of buckets is fixed by the model, so ranks neg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from mpipar.comm import Communicator, Work
 from mpipar.comm.arena import Arena, arena_bytes
+from mpipar.comm.device.arena import DeviceArena
+from mpipar.errors import MessageError
 from mpipar.parallel.buckets import (
     Allocate,
     Bucket,
@@ -38,7 +40,8 @@ from mpipar.parallel.buckets import (
     plan_buckets,
     zeros,
 )
-from mpipar.parallel.exact import ExactBucket, Grids, build_exact_bucket, separate_use
+from mpipar.parallel.exact import ExactBucket, Grids, build_exact_buckets, separate_use
+from mpipar.parallel.ledger import Ledger
 
 Scalars = npt.NDArray[np.float64]
 
@@ -89,13 +92,19 @@ class DataParallel:
         self.grids = grids
         self.largest: dict[str, float] = {}
         plan = plan_buckets(model, bucket_bytes)
-        self._arena: Arena | None = None
+        _require_one_device(plan)
+        self._arena: Arena | DeviceArena | None = None
         self._neighbours: tuple[int, ...] = ()  # whose its segments are
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
-        self.buckets = [self._build(members, allocate) for members in plan]
-        self._exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]  # all or none
+        self.buckets: Sequence[Bucket]
+        self._ledger: Ledger | None = None
+        if grids is None:
+            self.buckets = [build_bucket(members, allocate) for members in plan]
+        else:
+            self.buckets, self._ledger = build_exact_buckets(plan, allocate, grids)
         self._slots = [slot for bucket in self.buckets for slot in bucket.slots]
         self._norm_blocks = [block for slot in self._slots for block in slot.view.view(-1).split(_NORM_BLOCK)]
+        self._streams: set[torch.cuda.Stream] = set()  # on which they were started, if on a GPU
         self._works: list[Work] = []  # of the buckets that are under way, in bucket order
         self._missing = self._all_missing()
         self._final = False
@@ -130,10 +139,11 @@ class DataParallel:
         exists = np.array([bucket.has(slot) for bucket in self.buckets for slot in bucket.slots], np.float64)
         self._start(up_to=len(self.buckets))
         totals = self.comm.all_reduce(np.concatenate([scalars, exists]))
-        if self.grids is not None:
-            self.largest = self._largest_anywhere()
+        if self._ledger is not None:
+            self.largest = self._largest_anywhere(self._ledger)
         for work in self._works:
             work.wait()
+        self._follow_hooks()
         for slot, count in zip(self._slots, totals[len(scalars) :], strict=True):
             slot.settle(exists=count > 0)
         self._works.clear()
@@ -148,20 +158,25 @@ class DataParallel:
         """
         mine = self.comm.chunk(len(self._norm_blocks))
         squares = np.zeros(len(self._norm_blocks))
-        squares[mine] = [torch.linalg.vector_norm(block).item() ** 2 for block in self._norm_blocks[mine]]
+        norms = [torch.linalg.vector_norm(block).double() for block in self._norm_blocks[mine]]
+        if norms:
+            squares[mine] = [norm**2 for norm in torch.stack(norms).tolist()]  # read from a GPU once
         return math.sqrt(math.fsum(self.comm.all_reduce(squares)))
 
     def separate_use(self, name: str) -> Callable[[Tensor], Tensor]:
         """What to pass the weight `name` through for a use beside its first one, with `grids`: see `exact`."""
-        place = next(bucket for bucket in self._exact for slot in bucket.slots if slot.name == name)
+        exact = [bucket for bucket in self.buckets if isinstance(bucket, ExactBucket)]
+        place = next(bucket for bucket in exact for slot in bucket.slots if slot.name == name)
         return lambda weight: separate_use(weight, lambda gradient: place.add(name, gradient))
 
     def take_fault(self) -> bool:
-        """With `grids`: whether since the last call a contribution of this rank was not finite, or too large."""
-        found = any(bucket.has_fault for bucket in self._exact)
-        for bucket in self._exact:
-            bucket.has_fault = False
-        return found
+        """With `grids`: whether since the last call a contribution of this rank was not finite, or too large.
+
+        On a GPU this waits until the contributions are there.
+        """
+        if self._ledger is None or self.grids is None:
+            return False
+        return self._ledger.take_fault({slot.name: self.grids.limit(slot.name) for slot in self._slots})
 
     def local_gradients(self) -> list[tuple[str, Tensor]]:
         """This rank's gradients so far, before `reduce`: for each bucket what it adds up in."""
@@ -229,33 +244,36 @@ class DataParallel:
 
     def _start(self, up_to: int) -> None:
         for bucket in self.buckets[len(self._works) : up_to]:
+            if bucket.flat.is_cuda:
+                self._streams.add(torch.cuda.current_stream(bucket.flat.device))
             self._works.append(bucket.start(self.comm))
+
+    def _follow_hooks(self) -> None:
+        """On a GPU a sum is there for the stream on which its hook ran; from now on for this thread's as well."""
+        for stream in self._streams:
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        self._streams.clear()
 
     def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
         """Collective: what gives the memory of the buckets, and why it is not shared."""
-        if any(parameter.device.type != "cpu" for members in plan for _, parameter in members):
-            return zeros, "gradients are on a device"
+        (device,) = {parameter.device for members in plan for _, parameter in members} or {torch.device("cpu")}
+        if device.type not in ("cpu", "cuda"):
+            return zeros, f"gradients are on a device of type {device.type}"
         sizes = [num_bytes(members) for members in plan]
         if self.grids is not None:
             sizes += [8 * num_elements(members) for members in plan]
-        arena = self.comm.open_arena(arena_bytes(sizes))
+        arena = self.comm.open_arena(arena_bytes(sizes), device)
         if isinstance(arena, str):
             return zeros, arena
         self._arena = arena
         self._neighbours = self.comm.neighbours
         return arena.allocate, None
 
-    def _build(self, members: Members, allocate: Allocate) -> Bucket:
-        if self.grids is None:
-            return build_bucket(members, allocate)
-        return build_exact_bucket(members, allocate, self.grids)
-
-    def _largest_anywhere(self) -> dict[str, float]:
+    def _largest_anywhere(self, ledger: Ledger) -> dict[str, float]:
         """Collective: the largest contribution of any rank to each tensor; the next step begins with none."""
-        mine = [bucket.largest.get(slot.name, 0.0) for bucket in self._exact for slot in bucket.slots]
-        largest = self.comm.all_reduce(np.array(mine), "max")
-        for bucket in self._exact:
-            bucket.largest.clear()
+        mine = ledger.largest()
+        largest = self.comm.all_reduce(np.array([mine.get(slot.name, 0.0) for slot in self._slots]), "max")
+        ledger.clear()
         return dict(zip((slot.name for slot in self._slots), largest.tolist(), strict=True))
 
     def _all_missing(self) -> list[set[str]]:
@@ -265,3 +283,9 @@ class DataParallel:
     def _broadcast_state(self) -> None:
         """Parameters and buffers become those of rank 0; frozen ones too."""
         self.comm.broadcast_state({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
+
+
+def _require_one_device(plan: Sequence[Members]) -> None:
+    devices = {str(parameter.device) for members in plan for _, parameter in members}
+    if len(devices) > 1:
+        raise MessageError(f"parameters are on {' and '.join(sorted(devices))}: move the model to one device of a rank")

@@ -13,15 +13,16 @@ A grid belongs to a named tensor, never to a bucket or shard.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpipar.comm import Communicator, Work
-from mpipar.comm.exact import FIRST_TOP, add_rounded, carry_bits, limit, next_top, spacing
+from mpipar.comm.exact import FIRST_TOP, carry_bits, limit, next_top, spacing
 from mpipar.parallel.buckets import Allocate, Bucket, Members, Slot, build_bucket
+from mpipar.parallel.ledger import Ledger, open_ledger
 
 _USES = 2  # of a weight in one microbatch, each rounded by itself: a tied embedding
 
@@ -73,14 +74,14 @@ class ExactBucket(Bucket):
         bucket: Where the sums come out.
         totals: [elements] float64, to sum in.
         grids: Of the tensors.
+        ledger: Where contributions are noted.
     """
 
-    def __init__(self, bucket: Bucket, totals: Tensor, grids: Grids):
+    def __init__(self, bucket: Bucket, totals: Tensor, grids: Grids, ledger: Ledger):
         super().__init__(bucket.flat, bucket.slots)
         self.totals = totals
-        self.largest: dict[str, float] = {}  # of this rank's contributions so far, by name
-        self.has_fault = False  # whether one of them was not finite, or too large for its grid
         self._grids = grids
+        self._ledger = ledger
         sizes = [slot.view.numel() for slot in self.slots]
         self._parts = dict(zip((slot.name for slot in self.slots), totals.split(sizes), strict=True))
 
@@ -91,14 +92,11 @@ class ExactBucket(Bucket):
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Rounds a contribution and adds it."""
-        before = self.largest.get(name)
         values = gradient.detach().contiguous().view(-1)
-        largest = add_rounded(self._parts[name], values, self._grids.spacing(name), first=before is None)
-        self.has_fault |= not largest <= self._grids.limit(name)
-        self.largest[name] = largest if before is None or not before > largest else before
+        self._ledger.add(name, self._parts[name], values, self._grids.spacing(name))
 
     def has(self, slot: Slot) -> bool:
-        return slot.name in self.largest
+        return self._ledger.has(slot.name)
 
     def clear_unused(self) -> None:
         for slot in self.slots:
@@ -112,17 +110,22 @@ class ExactBucket(Bucket):
 
     def clear(self) -> None:
         super().clear()
-        self.has_fault = False
-        self.largest.clear()
+        self._ledger.clear()
 
     def start(self, comm: Communicator) -> Work:
         return comm.start_all_reduce_into(self.flat, self.totals)
 
 
-def build_exact_bucket(members: Members, allocate: Allocate, grids: Grids) -> ExactBucket:
-    """Lays out a bucket, and the doubles that belong to it."""
-    bucket = build_bucket(members, allocate)
-    return ExactBucket(bucket, allocate(bucket.flat.numel(), torch.float64, bucket.flat.device), grids)
+def build_exact_buckets(plan: Sequence[Members], allocate: Allocate, grids: Grids) -> tuple[list[ExactBucket], Ledger]:
+    """(the buckets, and the doubles that belong to them; where all contributions to them are noted)."""
+    buckets = [build_bucket(members, allocate) for members in plan]
+    devices = [members[0][1].device for members in plan]
+    totals = [
+        allocate(bucket.flat.numel(), torch.float64, device) for bucket, device in zip(buckets, devices, strict=True)
+    ]
+    names = [slot.name for bucket in buckets for slot in bucket.slots]
+    ledger = open_ledger(totals[0] if totals else torch.empty(0), names)
+    return [ExactBucket(bucket, total, grids, ledger) for bucket, total in zip(buckets, totals, strict=True)], ledger
 
 
 def separate_use(weight: Tensor, add: Callable[[Tensor], None]) -> Tensor:

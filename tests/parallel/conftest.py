@@ -25,6 +25,8 @@ settings.register_profile("ranks", settings.get_profile("mpipar"), phases=[Phase
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.has_plugin("agreement"):  # tests/gpu has begun
+        return
     ranks = Communicator.world(timeout_s=600.0)  # longer than any test may take
     config.pluginmanager.register(Agreement(ranks), "agreement")
     _keep_temporary_folders_apart(ranks.rank)

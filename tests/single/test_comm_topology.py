@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from mpipar.comm import wishes as wishes_module
 from mpipar.comm.call import KINDS, Call
-from mpipar.comm.select import TABLE, agreed, select
+from mpipar.comm.select import TABLE, VARIABLE, AllReduce, select
 from mpipar.comm.topology import Topology
 from mpipar.errors import ConfigError
 
@@ -51,6 +54,9 @@ def test_what_is_asked_for_is_taken_where_it_can_be() -> None:
 
 
 def test_what_the_ranks_ask_for_must_be_one_algorithm() -> None:
+    def agreed(wishes: list[str]) -> str:
+        return wishes_module.agreed(VARIABLE, get_args(AllReduce), wishes)
+
     assert agreed(["auto", "auto"]) == "auto"
     with pytest.raises(ConfigError, match=r"MPIPAR_ALLREDUCE=tree: must be one of auto, ring, shared, .*, mpi"):
         agreed(["tree", "tree"])

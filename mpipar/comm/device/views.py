@@ -1,0 +1,104 @@
+"""An array on a GPU, for an MPI that takes pointers to its memory: MPIPAR_CUDA=mpi.
+
+The ring over these views is the ring of the CPU. MPI knows nothing of streams, so the host waits for what it is about
+to hand over: for one event, of the stream on which the operation works, and not for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from mpipar.comm.buffers import Buffer, Op, accumulate
+from mpipar.comm.device.cuda import as_message
+from mpipar.comm.device.gpu import Gpu, Reached
+from mpipar.comm.device.on_gpu import OnGpu
+from mpipar.comm.mpi import MPI
+from mpipar.comm.pending import Pending
+
+
+class View(OnGpu):
+    """The memory of one array itself, for one operation."""
+
+    __slots__ = ("_began", "_event", "_stream")
+
+    def __init__(self, gpu: Gpu, array: Any, *, writable: bool = True):
+        super().__init__(gpu, array, writable=writable)
+        self.lib = torch
+        self.values = self._flat if isinstance(self._flat, torch.Tensor) else from_dlpack(self._flat)
+        self._stream = gpu.stream("views")
+        self._event = 0  # for what the stream works on; 0 for nothing
+        self._began = False
+
+    @property
+    def is_in_host_memory(self) -> bool:
+        return False
+
+    def fresh(self, size: int) -> Buffer:
+        return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
+
+    def coming(self, start: int, stop: int) -> list[Pending]:
+        self._begin()
+        return [Reached(self.gpu.runtime, self._event)] if self._event else []
+
+    def wait_for(self, start: int, stop: int) -> None:
+        """Until all that this operation has given the device is done, and what the caller had."""
+        self._begin()
+        if self._event:
+            self.gpu.runtime.synchronise(self._event)
+            self.gpu.forget(self._event)
+            self._event = 0
+
+    def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
+        self.wait_for(start, stop)
+        if self._bytes is None:
+            self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
+        return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
+
+    def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
+        with self.gpu.runtime.on(self._stream):
+            accumulate(self.lib, op, self.values[start:stop], other.values[: stop - start])
+        self._gave()
+        if isinstance(other, View):
+            other._gave()  # MPI may write there again when it was read
+
+    def scale(self, start: int, stop: int, factor: float) -> None:
+        with self.gpu.runtime.on(self._stream):
+            super().scale(start, stop, factor)
+        self._gave()
+
+    def replace(self, start: int, stop: int, source: Buffer, first: int) -> None:
+        source.wait_for(first, first + stop - start)
+        self.wait_for(start, stop)
+        with self.gpu.runtime.on(self._stream):
+            super().replace(start, stop, source, first)
+        self._gave()
+
+    def convert(self, other: Buffer) -> None:
+        other.wait_for(0, other.size)
+        self.wait_for(0, self.size)
+        with self.gpu.runtime.on(self._stream):
+            self.values.copy_(other.values)
+        self._gave()
+        self.commit()
+
+    def commit(self) -> None:
+        """The caller's stream follows."""
+        if self._writable:
+            self.caller.after(self._stream)
+            self.put_back()
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            self.caller.before(self._stream)
+            self._event = self.gpu.mark(self._stream)
+
+    def _gave(self) -> None:
+        """The stream has something to do."""
+        if self._event:
+            self.gpu.forget(self._event)
+        self._event = self.gpu.mark(self._stream)
