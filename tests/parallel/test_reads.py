@@ -57,7 +57,7 @@ def test_the_number_of_microbatches_does_not_enter(comm: Communicator, shared_pa
         source.close()
         step.replicas.close()
     assert found[0] == found[1]
-    assert found[0][1] == 1, "losses and counts, together"
+    assert found[0][1] == 2, "losses and counts together, and the norms of the gradient's blocks"
 
 
 def test_an_evaluation_reads_once(comm: Communicator, shared_path: Path, lists: list[Tensor]) -> None:
