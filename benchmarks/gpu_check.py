@@ -5,8 +5,8 @@
     training         GPTs of 124 M and 1 B parameters, beside a bare compiled loop and the GPU's peak
     reproducible     one run on 1 and on 2 ranks, compared bit by bit
 
-It needs no network. Each part is a process of its own, which is ended when the time for all is over. What came of them
-is a table, and benchmarks/results/gpu-NAME-DATE.json; the exit code is 1 if anything failed.
+It needs no network. Each part is a job of its own, which is ended, to its last process, when its time or that for all
+is over. What came of them is a table, and gpu-NAME-DATE.json; the exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,12 +26,14 @@ from typing import Any
 import torch
 
 from benchmarks.command import leave_when_asked, run_command
+from benchmarks.watched import Watched
+from mpipar.comm.device.cuda import open_gpu
 from mpipar.errors import ConfigError
 
 _LIMIT_S = 470.0
 _RESULTS = Path(__file__).parent / "results"
-_NO_TESTS = 5  # pytest's exit code where none is selected
-_SHOWN_LINES = 15
+_KEPT_LINES = 100  # of what failed
+_LOOK_S = 0.02
 _SIZE = str(256 << 20)
 
 # What mpirun of a bare Open MPI has to be told on a machine of one's own, as .venv/bin/mpirun tells it.
@@ -54,11 +54,13 @@ class Part:
         name: For people.
         ranks: Under mpirun; 0 without it.
         words: What Python runs.
+        limit_s: After this time it has failed.
     """
 
     name: str
     ranks: int
     words: tuple[str, ...]
+    limit_s: float
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Outcome:
         name: Its name.
         seconds: How long it took.
         failure: What went wrong; nothing if nothing did.
-        answer: The JSON document that it has printed, if it has.
+        answer: The JSON document that it has printed, if it has; of tests what pytest says at their end.
     """
 
     name: str
@@ -82,47 +84,60 @@ def parts() -> Iterator[Part]:
     """All of them, those first that others rest on."""
     reproducible = "-m", "benchmarks.gpu_reproducible"
     for ranks in (1, 2):
-        yield Part(f"reproducible, {_ranks(ranks)}", ranks, reproducible)
+        yield Part(f"reproducible, {_ranks(ranks)}", ranks, reproducible, 90)
     for model in ("124M", "1B"):
-        yield Part(f"training, {model}", 0, ("-m", "benchmarks.gpu_training", "--model", model))
+        yield Part(f"training, {model}", 0, ("-m", "benchmarks.gpu_training", "--model", model), 150)
     sizes = "--min-bytes", _SIZE, "--max-bytes", _SIZE
     for ranks in (1, 2, 4):
         asked = ("-m", "benchmarks", "allreduce", "--device", "cuda", *sizes, "--format", "json")
-        yield Part(f"all-reduce, {_ranks(ranks)}", ranks, asked)
+        yield Part(f"all-reduce, {_ranks(ranks)}", ranks, asked, 60)
     tests = "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-m", "gpu"
-    yield Part("tests without MPI", 0, (*tests, "tests/single"))
+    yield Part("tests without MPI", 0, (*tests, "tests/single"), 60)
     for ranks in (1, 2, 4):
-        yield Part(f"tests, {_ranks(ranks)}", ranks, (*tests, "tests/parallel"))
+        yield Part(f"tests, {_ranks(ranks)}", ranks, (*tests, "tests/gpu", "tests/parallel/test_reads.py"), 90)
 
 
-def run_part(part: Part, mpirun: Sequence[str], timeout_s: float) -> Outcome:
+def run_part(part: Part, mpirun: Sequence[str], left_s: float) -> Outcome:
     """Runs one.
 
     Args:
         part: Which.
         mpirun: The launcher, and what it is given beside -n.
-        timeout_s: After this time it is ended, with all that it has started.
+        left_s: Of the time for all. When that or the part's own is over it is ended, with all that it has started.
     """
+    if left_s <= 0:
+        return Outcome(part.name, 0.0, "not started: the time for all was over")
     launcher = [*mpirun, "-n", str(part.ranks)] if part.ranks else []
     command = [*launcher, sys.executable, *part.words]
-    environ = {**_SETTINGS, **os.environ}
     began = time.monotonic()
-    with subprocess.Popen(
-        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except BaseException as error:  # nothing is left running, whatever ends this
-            os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            return Outcome(part.name, time.monotonic() - began, "the time was over")
-    outcome = Outcome(part.name, time.monotonic() - began, answer=find_json(out))
-    nothing_to_do = "pytest" in part.words and process.returncode == _NO_TESTS
-    if process.returncode != 0 and not nothing_to_do:
-        last = "\n".join((out + err).splitlines()[-_SHOWN_LINES:])
-        outcome.failure = f"exit code {process.returncode} from: {shlex.join(command)}\n{last}"
+    limit_s = min(left_s, part.limit_s)
+    try:
+        with Watched(command, {name: value for name, value in _SETTINGS.items() if name not in os.environ}) as job:
+            while not job.is_over and time.monotonic() - began < limit_s:
+                time.sleep(_LOOK_S)
+            code = job.code
+    except OSError as error:
+        return Outcome(part.name, 0.0, f"{command[0]} cannot be started: {error.strerror}")
+    text = "\n".join(line.text for line in job.lines)
+    outcome = Outcome(part.name, time.monotonic() - began, answer=find_json(text))
+    if "pytest" in part.words:
+        outcome.answer = {"tests": _summary(text)}
+    said = "\n".join(text.splitlines()[-_KEPT_LINES:])
+    if code is None:
+        outcome.failure = f"not done in {limit_s:.0f} s: {shlex.join(command)}\n{said}"
+    elif code != 0:
+        outcome.failure = f"exit code {code} from: {shlex.join(command)}\n{said}"
+    elif "pytest" in part.words and "passed" not in outcome.answer["tests"]:
+        outcome.failure = f"no test has run: {shlex.join(command)}\n{said}"
     return outcome
+
+
+def _summary(text: str) -> str:
+    """The line in which pytest says how many tests passed."""
+    found = [
+        line.strip("= ") for line in text.splitlines() if re.search(r"\d+ (passed|failed|skipped|errors?)\b", line)
+    ]
+    return found[-1] if found else ""
 
 
 def find_json(text: str) -> dict[str, Any]:
@@ -172,7 +187,7 @@ def _result(answer: dict[str, Any]) -> str:
     if "rows" in answer:
         rows = [f"{row['contestant']} {row['size'] / row['time_us'] / 1e3:.1f} GB/s" for row in answer["rows"]]
         return ", ".join(rows)
-    return "passed"
+    return str(answer.get("tests", "passed"))
 
 
 def _ranks(count: int) -> str:
@@ -182,10 +197,12 @@ def _ranks(count: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu_check", description=__doc__.partition("\n")[0])
     parser.add_argument("--mpirun", default="mpirun", help="the launcher, and options of it")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help="the folder for the JSON file")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         built = "is built without CUDA" if torch.version.cuda is None else "finds no CUDA device (nvidia-smi -L)"
         raise ConfigError(f"gpu-check needs a GPU: torch {torch.__version__} {built}")
+    open_gpu(0)  # or says what CuPy lacks
     leave_when_asked()
     name = torch.cuda.get_device_name()
     print(f"# {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
@@ -193,11 +210,11 @@ def main() -> int:
     for part in parts():
         left_s = _LIMIT_S - (time.monotonic() - began)
         print(f"# {part.name} ...", file=sys.stderr, flush=True)
-        outcomes.append(run_part(part, shlex.split(asked.mpirun), max(1.0, left_s)))
+        outcomes.append(run_part(part, shlex.split(asked.mpirun), left_s))
         if outcomes[-1].failure:
             print(outcomes[-1].failure, file=sys.stderr, flush=True)
     outcomes.append(Outcome("the same bits", 0.0, compare(outcomes), {}))
-    path = _RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{time.strftime('%Y-%m-%d')}.json"
+    path = asked.out / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{time.strftime('%Y-%m-%d')}.json"
     document = {
         "device": name,
         "torch": torch.__version__,

@@ -86,6 +86,11 @@ class Watched:
         """Whether what was started has ended, and all it has said is here."""
         return self._process.poll() is not None and not self._reader.is_alive()
 
+    @property
+    def code(self) -> int | None:
+        """The exit code of what was started; None as long as it has not ended."""
+        return self._process.poll()
+
     def wait_for(self, wanted: Callable[[str], bool], timeout_s: float) -> Line | None:
         """The next line like this, behind the one that was waited for last.
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 
 from mpipar.comm import Communicator, agreement
+from mpipar.comm.device.cuda import import_cupy
 from mpipar.errors import ConfigError
 from mpipar.train.config import DeviceName, PrecisionName
 
@@ -43,11 +44,13 @@ class Seen:
         host: The name of its host.
         gpus: In CUDA's order.
         why_none: Why there are none; nothing if there are.
+        unusable: Whether there are some all the same, of which something is missing to use them.
     """
 
     host: str
     gpus: tuple[Gpu, ...]
     why_none: str = ""
+    unusable: bool = False
 
     @classmethod
     def here(cls) -> Seen:
@@ -56,6 +59,10 @@ class Seen:
             return cls(platform.node(), (), f"torch {torch.__version__} is built without CUDA")
         if not torch.cuda.is_available():
             return cls(platform.node(), (), "no driver, or CUDA_VISIBLE_DEVICES hides all GPUs")
+        try:
+            import_cupy()
+        except ConfigError as error:
+            return cls(platform.node(), (), str(error), unusable=True)
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         gpus = [Gpu(str(getattr(gpu, "uuid", i)), gpu.name, (gpu.major, gpu.minor)) for i, gpu in enumerate(found)]
         return cls(platform.node(), tuple(gpus))
@@ -125,15 +132,15 @@ def place(asked: DeviceName, seen: Sequence[Seen], hosts: Sequence[int]) -> Plac
     without = [rank for rank, its in enumerate(seen) if not its.gpus]
     if without:
         rank = without[0]
-        lacking = f"rank {rank} on host {seen[rank].host} sees no CUDA device: {seen[rank].why_none}"
+        lacking = f"rank {rank} on host {seen[rank].host} {'cannot use its GPUs' if seen[rank].unusable else 'sees no CUDA device'}: {seen[rank].why_none}"
         others = f", nor do {len(without) - 1} more" if len(without) > 1 else ""
         if asked == "cuda":
             raise ConfigError(
                 f"--train.device cuda: {lacking}{others}. Start ranks only where there are GPUs (nvidia-smi -L), or "
                 "give --train.device cpu"
             )
-        some_see = len(without) < len(seen)
-        return Placement(note=f"GPUs are left alone: {lacking}{others}" if some_see else "")
+        there_are_some = len(without) < len(seen) or any(its.unusable for its in seen)
+        return Placement(note=f"GPUs are left alone: {lacking}{others}" if there_are_some else "")
     taken: Counter[tuple[int, str]] = Counter()
     indices = []
     for host, its in zip(hosts, seen, strict=True):

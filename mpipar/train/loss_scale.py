@@ -75,12 +75,12 @@ class LossScale:
             self.good_steps = 0
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps of it."""
-        return {"exponent": self.exponent, "good_steps": self.good_steps}
+        """What a checkpoint keeps of it: the scale of a mean, whatever the size of a microbatch."""
+        return {"exponent": self.exponent + self._offset, "good_steps": self.good_steps}
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Goes on from there; from a checkpoint of a run without a scale, from where it is."""
-        self.exponent = state.get("exponent", self.exponent)
+        self.exponent = state.get("exponent", self.exponent + self._offset) - self._offset
         self.good_steps = state.get("good_steps", 0)
 
 

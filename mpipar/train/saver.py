@@ -201,7 +201,7 @@ class Saver:
         """In the host's memory; of what lies on a GPU the copies follow each other there, and are waited for once."""
         on_gpu = any(source.is_cuda for source in sources)
         if self._memory.numel() != share.num_bytes:
-            self._memory = torch.empty(share.num_bytes, dtype=torch.uint8, pin_memory=on_gpu)
+            self._memory = _allocate(share.num_bytes, pinned=on_gpu)
         copies = list(self._memory.split([len(source) for source in sources]))
         for copy, source in zip(copies, sources, strict=True):
             copy.copy_(source, non_blocking=True)
@@ -283,3 +283,13 @@ class Work:
             return
         except Exception as error:
             self._bug = error
+
+
+def _allocate(num_bytes: int, *, pinned: bool) -> Tensor:
+    """Memory of the host; where so much cannot be pinned, other memory, into which copies take longer."""
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError:
+        if not pinned:
+            raise
+        return torch.empty(num_bytes, dtype=torch.uint8)

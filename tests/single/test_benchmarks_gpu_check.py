@@ -34,19 +34,30 @@ def test_all_is_asked_for() -> None:
     [
         ("print('# a comment'); print('{\"a\": 1}')", "", {"a": 1}),
         ("raise SystemExit('it broke')", "exit code 1 from: ", {}),
-        ("import time; print('{}', flush=True); time.sleep(60)", "the time was over", {}),
+        ("import time; print('{}', flush=True); time.sleep(60)", "not done in 5 s", {}),
     ],
 )
 def test_a_part(program: str, failure: str, answer: dict[str, int]) -> None:
     began = time.monotonic()
-    outcome = run_part(Part("it", 0, ("-c", program)), ["mpirun"], timeout_s=5.0)
+    outcome = run_part(Part("it", 0, ("-c", program), 5.0), ["mpirun"], 100.0)
     assert time.monotonic() - began < 50 and outcome.failure.startswith(failure) and outcome.answer == answer
     assert bool(outcome.failure) == bool(failure) and ("it broke" in program) == ("it broke" in outcome.failure)
 
 
-def test_pytest_that_selects_nothing_has_not_failed() -> None:
-    outcome = run_part(Part("it", 0, ("-c", "raise SystemExit(5)", "pytest")), ["mpirun"], timeout_s=30.0)
-    assert not outcome.failure
+@pytest.mark.parametrize(
+    ("summary", "failure"),
+    [("3 passed, 1 skipped in 0.1s", ""), ("4 skipped in 0.1s", "no test has run"), ("", "no test")],
+)
+def test_tests_that_were_all_skipped_have_shown_nothing(summary: str, failure: str) -> None:
+    outcome = run_part(Part("it", 0, ("-c", f"print('== {summary} ==')", "pytest"), 30.0), ["mpirun"], 30.0)
+    assert outcome.failure.startswith(failure) and bool(outcome.failure) == bool(failure)
+    assert outcome.answer == {"tests": summary}
+
+
+def test_a_part_without_time_or_launcher() -> None:
+    part = Part("it", 1, ("-c", "pass"), 30.0)
+    assert run_part(part, ["mpirun"], 0.0).failure == "not started: the time for all was over"
+    assert run_part(part, ["no-such-mpirun"], 30.0).failure.startswith("no-such-mpirun cannot be started: ")
 
 
 def test_json_among_other_lines() -> None:

@@ -24,6 +24,13 @@ def host(number: int, num_gpus: int, name: str = "NVIDIA H200", capability: tupl
     return Seen(f"n{number}", gpus)
 
 
+def test_gpus_without_cupy_are_left_alone_and_it_is_said() -> None:
+    seen = [Seen("n1", (), "CuPy is missing", unusable=True)] * 2
+    assert "cannot use its GPUs: CuPy is missing, nor do 1 more" in place("auto", seen, [0, 0]).note
+    with pytest.raises(ConfigError, match="rank 0 on host n1 cannot use its GPUs: CuPy is missing"):
+        place("cuda", seen, [0, 0])
+
+
 def only(seen: Seen, *indices: int) -> Seen:
     """As CUDA_VISIBLE_DEVICES makes it."""
     return replace(seen, gpus=tuple(seen.gpus[i] for i in indices))

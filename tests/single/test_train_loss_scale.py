@@ -61,6 +61,15 @@ def test_a_checkpoint_changes_nothing(before: list[bool], after: list[bool]) -> 
     assert straight.state() == resumed.state()
 
 
+def test_microbatches_of_another_size() -> None:
+    """The gradients of a mean are scaled as before."""
+    small, large = LossScale(128), LossScale(4096)
+    for _ in range(3):
+        small.move_on(finite=False)
+    large.restore(small.state())
+    assert large.factor * 4096 == small.factor * 128
+
+
 def test_a_checkpoint_without_a_scale() -> None:
     scale = LossScale(100)
     scale.restore({})

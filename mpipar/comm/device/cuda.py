@@ -49,7 +49,7 @@ class Cuda:
     """One GPU. Its methods are those of `runtime.Runtime`."""
 
     def __init__(self, index: int):
-        self._cupy = _import_cupy(torch.version.cuda)
+        self._cupy = import_cupy()
         self._api = self._cupy.cuda.runtime
         self._index = index
         try:
@@ -263,14 +263,19 @@ class _Foreign:
         return 0, self._address
 
 
-def _import_cupy(cuda: str | None) -> ModuleType:
-    """CuPy, or one message that says which package is missing."""
+def import_cupy() -> ModuleType:
+    """CuPy.
+
+    Raises:
+        ConfigError: It is missing, broken or too old; it says which package is wanted.
+    """
+    cuda = torch.version.cuda
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         what = "missing" if isinstance(error, ModuleNotFoundError) and error.name == "cupy" else "broken"
         reason = "" if what == "missing" else f" ({_first_line(error)})"
-        raise ConfigError(f"CuPy is {what}{reason}, and an array is on a GPU: {_remedy(cuda)}") from error
+        raise ConfigError(f"CuPy is {what}{reason}, and carries what lies on a GPU: {_remedy(cuda)}") from error
     if int(cupy.__version__.partition(".")[0]) < _OLDEST_CUPY:
         raise ConfigError(f"CuPy {cupy.__version__} is too old: {_remedy(cuda)}")
     return cupy
