@@ -134,9 +134,8 @@ def run_part(part: Part, mpirun: Sequence[str], left_s: float) -> Outcome:
 
 def _summary(text: str) -> str:
     """The line in which pytest says how many tests passed."""
-    found = [
-        line.strip("= ") for line in text.splitlines() if re.search(r"\d+ (passed|failed|skipped|errors?)\b", line)
-    ]
+    ends = re.compile(r"\d+ (passed|failed|skipped|errors?)\b")
+    found = [line.strip("= ") for line in text.splitlines() if ends.search(line)]
     return found[-1] if found else ""
 
 

@@ -125,6 +125,7 @@ class Memory:
         if isinstance(arena, Arena):
             self._arenas.remove(arena)
             return
+        self._exchange(None)  # what is under way in it is through
         self._gpu_arenas[:] = [(number, other) for number, other in self._gpu_arenas if other is not arena]
         arena.close()
         self._exchange(None)  # all have closed it

@@ -132,7 +132,8 @@ def place(asked: DeviceName, seen: Sequence[Seen], hosts: Sequence[int]) -> Plac
     without = [rank for rank, its in enumerate(seen) if not its.gpus]
     if without:
         rank = without[0]
-        lacking = f"rank {rank} on host {seen[rank].host} {'cannot use its GPUs' if seen[rank].unusable else 'sees no CUDA device'}: {seen[rank].why_none}"
+        problem = "cannot use its GPUs" if seen[rank].unusable else "sees no CUDA device"
+        lacking = f"rank {rank} on host {seen[rank].host} {problem}: {seen[rank].why_none}"
         others = f", nor do {len(without) - 1} more" if len(without) > 1 else ""
         if asked == "cuda":
             raise ConfigError(

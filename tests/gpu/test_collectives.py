@@ -183,3 +183,18 @@ def test_cupy_arrays(comm: Communicator, device: torch.device) -> None:
         x = cupy.full(10_000, comm.rank, "float32")
         comm.all_reduce(x)
         assert bool((x == comm.size * (comm.size - 1) / 2).all())
+
+
+@pytest.mark.parametrize("op", ["sum", "max"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_smallest_numbers_are_not_flushed_to_zero(
+    comm: Communicator, device: torch.device, dtype: torch.dtype, op: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collectives, "THROUGH_SLOTS_BYTES", 0)
+    arena = opened(comm, 1 << 16, device)
+    x = arena.allocate(1000, dtype, device)
+    one = 2.0**-130
+    x.fill_(one * (comm.rank + 1))
+    comm.all_reduce(x, op)
+    wanted = one * (comm.size if op == "max" else comm.size * (comm.size + 1) // 2)
+    check(x, torch.full((1000,), wanted, dtype=torch.float64))

@@ -36,6 +36,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -146,7 +147,8 @@ class DeviceArena:
         self.gpu.finish(self.stream)
         for index, member in enumerate(self._members):
             if index not in kept:
-                self._close(member)
+                with suppress(DeviceError):  # CUDA promises nothing of what was a dead process's
+                    self._close(member)
         self.gpu.runtime.free(self.table)
         members = [self._members[index] for index in kept]
         arena = DeviceArena(self.gpu, members, kept.index(self.rank), self._segment, careful=self._careful)

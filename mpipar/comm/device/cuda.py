@@ -57,7 +57,8 @@ class Cuda:
                 self._api.free(self._api.malloc(256))  # makes the context, or says why there can be none
                 self.name: str = self._api.deviceGetPCIBusId(index)
                 self._processors: int = self._api.deviceGetAttribute(self._api.cudaDevAttrMultiProcessorCount, index)
-        except self._api.CUDARuntimeError as error:
+                self._kernel(kernels.NOTHING, (), "nothing")  # or there is no compiler for them
+        except (RuntimeError, ImportError, self._cupy.cuda.compiler.CompileException) as error:
             raise ConfigError(
                 f"CuPy {self._cupy.__version__} cannot use GPU {index}: {error}. It has to be for the CUDA of torch, "
                 f"{torch.version.cuda}, and for the driver: {_remedy(torch.version.cuda)}"
@@ -222,7 +223,11 @@ class Cuda:
 
     @cache  # noqa: B019 (a GPU lives as long as the process)
     def _kernel(self, code: str, options: tuple[str, ...], name: str) -> Any:
-        return self._cupy.RawModule(code=code, options=("-std=c++17", *options)).get_function(name)
+        # Not CuPy's RawModule, which always flushes subnormal numbers to zero, as sums on a processor do not.
+        binary, _ = self._cupy.cuda.compiler.compile_using_nvrtc(code, ("-std=c++17", *options))
+        module = self._cupy.cuda.function.Module()
+        module.load(binary)
+        return module.get_function(name)
 
     def _stream(self, stream: int) -> Any:
         """CuPy's object for a stream, which makes it current where it is entered."""
@@ -249,7 +254,7 @@ class Cuda:
         with self._current():
             try:
                 yield
-            except self._api.CUDARuntimeError as error:
+            except (self._api.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
                 raise DeviceError(str(error)) from error
 
 

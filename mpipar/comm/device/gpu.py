@@ -37,7 +37,10 @@ class Gpu:
 
     def mark(self, stream: int) -> int:
         """An event for what the stream has been given so far. `forget` takes it back."""
-        event = self._events.pop() if self._events else self.runtime.event()
+        try:  # without looking first: a finalizer may come between
+            event = self._events.pop()
+        except IndexError:
+            event = self.runtime.event()
         self.runtime.record(event, stream)
         return event
 

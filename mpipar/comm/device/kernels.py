@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from mpipar.comm.device.runtime import Addition
 
+NOTHING = 'extern "C" __global__ void nothing() {}'
+"""Whether kernels can be compiled and loaded at all."""
+
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 16
 VECTOR_BYTES = 16
