@@ -19,12 +19,12 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3 MB: some seconds of work, in shards that are done one after the other."""
+    """About 12 MB: some seconds of work, in shards that are done one after the other."""
     folder = tmp_path_factory.mktemp("text")
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
     with (folder / "in.jsonl").open("w") as file:
-        for number in range(4000):
+        for number in range(16_000):
             file.write(json.dumps({"text": " ".join(draw.choices(words, k=110))}) + "\n")
             if number % 100 == 0:
                 file.write("bad line\n")
@@ -51,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
     """The shards that are there, as they were written."""
     found = {}
-    for path in folder.glob("*.h5"):
+    for path in folder.glob("[!.]*.h5"):  # and not those that are being written
         status = path.stat()
         found[path.name] = (status.st_ino, status.st_mtime_ns)
     return found
@@ -68,7 +68,7 @@ def test_kill(
     job = Job(RANKS, *command(text, out))
     if seed < 2:  # certainly among shards
         wait_for_shard(job, tmp_path)
-        time.sleep(draw.uniform(0, 0.05) * seconds)
+        time.sleep(draw.uniform(0, 0.02) * seconds)
     else:
         time.sleep(draw.uniform(0.3, 1.0) * seconds)
     if whole_job:
