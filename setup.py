@@ -39,6 +39,8 @@ setup(
         "tyro>=0.9,<2",
         "tqdm>=4.60",
         "safetensors>=0.4",
+        # Checksums; `storage.checksum` does without it where there is no wheel.
+        "zlib-ng>=0.4; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={

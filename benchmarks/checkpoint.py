@@ -6,7 +6,8 @@
 
 Each write ends with an fsync, and each read begins with nothing of the files in the system's memory (as far as
 posix_fadvise drops it). What a run waits for is a synchronous save, or, of one in the background, the copy of the state
-and a look after each step; and its steps, here a product of matrices, may take longer while another core writes.
+and a look after each step; and its steps, here a product of matrices, may take longer while another core writes. How
+much longer they take while a thread writes the plain file is the limit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -42,7 +44,7 @@ from mpipar.train.saver import Saver
 
 _PIECE_BYTES = 8 << 20
 _STEP_DIM = 1024  # of the matrices that stand for a step
-_STEPS = 50  # before a save, to know how long they take
+_STEPS = 50  # before a save and after it, to know how long they take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ class Bench:
         self._saver = Saver(root / "mpipar", world, asynchronous=True)
         self._share = world.chunk(self._num_bytes)
         self._plain = np.zeros(self._share.stop - self._share.start, np.uint8)
+        self._factors = torch.ones(2, _STEP_DIM, _STEP_DIM).unbind()
+        self._product = torch.empty(_STEP_DIM, _STEP_DIM)
         self._plain[:] = np.resize(np.frombuffer(os.urandom(1 << 20), np.uint8), self._plain.size)
 
     def throughput(self) -> list[str]:
@@ -137,29 +141,44 @@ class Bench:
     def delay(self) -> list[str]:
         """How long a run is held up by a save."""
         rounds = np.array([self._delay() for _ in range(self._rounds + 1)][1:])  # the first is to warm up
-        sync, copy, looks, slower = np.median(rounds, axis=0)
-        low, middle, high = np.percentile((rounds[:, 2] + rounds[:, 3]) / rounds[:, 0] * 100, [25, 50, 75])
+        sync, copy, looks, slower, slower_beside_plain = np.median(rounds, axis=0)
         return [
-            "# a run of steps on one thread a rank, held up by a save; s, medians",
+            "# a run of steps on one thread a rank, held up by a save; s, medians, and parts of a synchronous one",
             f"  synchronous                                {sync:7.3f}",
             f"  in the background: the copy of the state   {copy:7.3f}",
             f"    looks at what was written                {looks:7.3f}",
-            f"    steps meanwhile, longer than before      {slower:7.3f}",
-            f"    all but the copy, of the synchronous     {middle:7.1f} % ({low:.1f} .. {high:.1f})",
+            f"    steps meanwhile, longer than others      {slower:7.3f}",
+            f"    all but the copy                         {_part(rounds[:, 2] + rounds[:, 3], rounds[:, 0])}",
+            f"  a thread writes a plain file, steps longer {slower_beside_plain:7.3f}",
+            f"    of the synchronous one                   {_part(rounds[:, 4], rounds[:, 0])}",
         ]
 
     def _delay(self) -> list[float]:
-        """Seconds: of a synchronous save; of one in the background the copy, the looks, and what steps took longer."""
+        """Seconds: of a synchronous save; of one in the background the copy, the looks, and what steps took longer.
+
+        The last: what steps took longer while a thread wrote the plain file.
+        """
         self._remove("mpipar")
         sync = self._timed(self._save)
         self._remove("mpipar")
-        saver, looks, slower = self._saver, 0.0, 0.0
-        usual = float(np.mean([self._timed(_step) for _ in range(_STEPS)]))
+        saver, looks, steps = self._saver, 0.0, []
+        usual = [self._timed(self._step) for _ in range(_STEPS)]
         copy = self._timed(partial(saver.begin, self._notes(), self._tensors))
         while saver.pending:
-            slower += self._timed(_step) - usual
+            steps.append(self._timed(self._step))
             looks += self._timed(partial(saver.settle, wait=False))
-        return [sync, copy, looks, slower]
+        usual += [self._timed(self._step) for _ in range(_STEPS)]
+        self._remove("plain")
+        plain, steps_beside_plain = threading.Thread(target=self._write_plain), []
+        plain.start()
+        while self._world.all_reduce(np.array([plain.is_alive()], np.int64), "max")[0]:
+            steps_beside_plain.append(self._timed(self._step))
+        usual += [self._timed(self._step) for _ in range(_STEPS)]
+        return [sync, copy, looks, *(float(sum(x) - len(x) * np.mean(usual)) for x in (steps, steps_beside_plain))]
+
+    def _step(self) -> None:
+        """Stands for a step of training: one thread multiplies matrices, in memory that it keeps."""
+        torch.mm(*self._factors, out=self._product).clamp_(0, 1)
 
     def _notes(self) -> Notes:
         return Notes(1, {}, {}, keep=1)
@@ -226,10 +245,9 @@ class Bench:
         return float(self._world.all_reduce(np.array([time.perf_counter() - began]), "max")[0])
 
 
-def _step() -> None:
-    """Stands for a step of training: one thread multiplies matrices."""
-    x = torch.ones(_STEP_DIM, _STEP_DIM)
-    torch.mm(x, x).clamp_(0, 1)
+def _part(times: Seconds, synchronous: Seconds) -> str:
+    low, middle, high = np.percentile(times / synchronous * 100, [25, 50, 75])
+    return f"{middle:7.1f} % ({low:.1f} .. {high:.1f})"
 
 
 def _of(plain: Seconds, times: Seconds) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from mpipar.checkpoint.box import Box
@@ -36,14 +37,14 @@ class Held:
     shape: tuple[int, ...]
     box: Box
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return self.box.size * itemsize(self.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
-    """A data set: a box of a tensor in one file.
+    """A data set: a box of a tensor in one file. In a plan it is itself, and a key that costs nothing.
 
     Args:
         held: The tensor, and which box of it.

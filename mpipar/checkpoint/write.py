@@ -157,9 +157,11 @@ class Share:
             written: Of every rank, what it has told.
             notes: What lies beside the tensors.
         """
+        if not self.leads and self.rank != 0:
+            return
+        crcs = _crcs_of(self.plan, written)
         if self.leads:
             table = np.empty(self.blueprint.num_blocks, np.uint32)
-            crcs = _crcs_of(self.plan, written)
             for own in self.plan.files[self.file]:
                 table[self.blueprint.blocks(own.dataset)] = crcs[own]
             with ArrayWriter(partial / file_name(self.file), self.blueprint) as writer:
@@ -172,7 +174,7 @@ class Share:
                 attributes=dict(notes.attributes),
                 texts={name: Text.of(content) for name, content in contents.items()},
                 file_bytes=tuple(written[leader].file_bytes for leader in self.plan.leaders),
-                tensors=_tensors(self.plan, written),
+                tensors=_tensors(crcs),
             )
             for name, content in {**contents, INDEX: encode(index)}.items():
                 (partial / name).write_bytes(content)
@@ -274,11 +276,11 @@ def _crcs_of(shared: Plan, written: Sequence[Written]) -> dict[Slice, Checksums]
     return crcs
 
 
-def _tensors(shared: Plan, written: Sequence[Written]) -> dict[str, StoredTensor]:
+def _tensors(crcs: Mapping[Slice, Checksums]) -> dict[str, StoredTensor]:
     slices: dict[str, list[StoredSlice]] = {}
     facts: dict[str, Held] = {}
-    for own, crcs in _crcs_of(shared, written).items():
-        stored = StoredSlice(own.file, own.dataset, own.held.box, table_checksum(crcs))
+    for own, blocks in crcs.items():
+        stored = StoredSlice(own.file, own.dataset, own.held.box, table_checksum(blocks))
         slices.setdefault(own.held.name, []).append(stored)
         facts[own.held.name] = own.held
     return {name: StoredTensor(facts[name].dtype, facts[name].shape, tuple(slices[name])) for name in sorted(slices)}

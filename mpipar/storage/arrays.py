@@ -6,7 +6,6 @@ A flipped bit is found when its block is first touched. `header` says how the fi
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpipar.errors import DataError
+from mpipar.storage.checksum import crc32
 from mpipar.storage.files import BYTE, OpenFile, OpenFiles
 from mpipar.storage.header import (
     BLOCK_BYTES,
@@ -251,7 +251,7 @@ class StoredArray:
 
     def _read_block(self, block: int, target: Array) -> None:
         self._file.opened().read_into(target, self._offset + block * BLOCK_BYTES)
-        if zlib.crc32(target.data) != self._file.crcs()[self._first_block + block]:
+        if crc32(target.data) != self._file.crcs()[self._first_block + block]:
             raise DataError(
                 f"{self._file.path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
                 f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or write it "
@@ -286,7 +286,7 @@ class OpenArrays(OpenFile):
         """Of all blocks. Raises HeaderError if their table is damaged itself."""
         table = header.layout.checksums
         checksums = self.read(table.offset, table.offset + table.nbytes, table.dtype)
-        if zlib.crc32(checksums.data) != header.block.checksums_crc32:
+        if crc32(checksums.data) != header.block.checksums_crc32:
             raise HeaderError("has a damaged table of checksums")
         return checksums
 

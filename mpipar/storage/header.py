@@ -17,13 +17,14 @@ from __future__ import annotations
 import io
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import h5py
 import numpy as np
+
+from mpipar.storage.checksum import crc32
 
 BLOCK_BYTES = 256 * 1024
 USER_BLOCK_BYTES = 512
@@ -118,8 +119,8 @@ def user_block(layout: Layout, metadata: bytes, checksums: bytes) -> bytes:
         "format": _FORMAT,
         "version": _VERSION,
         "header_bytes": USER_BLOCK_BYTES + len(metadata),
-        "header_crc32": zlib.crc32(metadata),
-        "checksums_crc32": zlib.crc32(checksums),
+        "header_crc32": crc32(metadata),
+        "checksums_crc32": crc32(checksums),
         "file_bytes": layout.file_bytes,
     }
     return json.dumps(fields, separators=(",", ":")).encode().ljust(USER_BLOCK_BYTES, b"\0")
@@ -181,7 +182,7 @@ def parse_user_block(block: bytes) -> UserBlock:
 
 def parse(metadata: bytes, block: UserBlock) -> Layout:
     """The layout that the metadata describes. Raises HeaderError if it is not what the user block promises."""
-    if zlib.crc32(metadata) != block.header_crc32:
+    if crc32(metadata) != block.header_crc32:
         raise HeaderError("has a damaged header (its checksum differs)")
     try:
         return _parse_metadata(metadata, block.file_bytes)

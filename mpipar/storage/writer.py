@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mpipar.storage.atomic import atomic_file
+from mpipar.storage.checksum import crc32
 from mpipar.storage.header import BLOCK_BYTES, Attribute, Layout, Shape, lay_out, user_block
 
 Array = np.ndarray[Any, Any]
+_HURRIED_BYTES = 8 << 20
+_NOTHING = (sys.maxsize, 0)
+
 Checksums = npt.NDArray[np.uint32]
 """[blocks], of all arrays in the order of their sorted names."""
 
@@ -94,6 +99,7 @@ class ArrayWriter:
     def __init__(self, path: Path, blueprint: Blueprint):
         self._blueprint = blueprint
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._waiting = _NOTHING  # (first byte, behind the last) of what the disk was not told to write
 
     def reserve(self) -> None:
         """Claims the space of the whole file, so that a disk without room for it says so before much is written.
@@ -118,9 +124,22 @@ class ArrayWriter:
         crcs = np.empty(-(-len(data) // BLOCK_BYTES), np.uint32)
         for i in range(len(crcs)):
             block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-            crcs[i] = zlib.crc32(block)
+            crcs[i] = crc32(block)
             _pwrite(self._descriptor, block, at + i * BLOCK_BYTES)
+            self._hurry(at + i * BLOCK_BYTES, len(block))
         return crcs
+
+    def _hurry(self, begin: int, num_bytes: int) -> None:
+        """Has the disk begin with what was written, which else waits for the flush.
+
+        Linux does so when it is told that the bytes are not needed; it forgets none before they are on the disk.
+        """
+        low, high = self._waiting
+        self._waiting = low, high = min(low, begin), max(high, begin + num_bytes)
+        if high - low >= _HURRIED_BYTES and hasattr(os, "posix_fadvise"):  # not on macOS
+            with suppress(OSError):  # it is advice
+                os.posix_fadvise(self._descriptor, low, high - low, os.POSIX_FADV_DONTNEED)
+            self._waiting = _NOTHING
 
     def flush(self) -> None:
         """What was written survives a loss of power."""
@@ -152,7 +171,7 @@ class ArrayWriter:
 
 def table_checksum(crcs: Sequence[int] | Checksums) -> int:
     """One number for the CRC-32 of several blocks: the CRC-32 of those, as little-endian words."""
-    return zlib.crc32(np.asarray(crcs, dtype="<u4").tobytes())
+    return crc32(np.asarray(crcs, dtype="<u4").tobytes())
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:

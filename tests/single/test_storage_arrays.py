@@ -245,14 +245,13 @@ def test_a_flipped_bit_is_found_in_its_block(path, block):
 def test_a_block_is_checked_once(path, monkeypatch):
     write_arrays(path, {"a": np.arange(3 * BLOCK_BYTES // 8)})
     checked: list[int] = []
-    crc32 = zlib.crc32
 
     def counted(block):
         checked.append(len(block))
-        return crc32(block)
+        return zlib.crc32(block)  # Python's own: as whoever has no zlib-ng reads it
 
     with ArrayFile(path) as file:
-        monkeypatch.setattr(zlib, "crc32", counted)
+        monkeypatch.setattr("mpipar.storage.arrays.crc32", counted)
         for start in (0, 5, 40_000, 30_000, 70_000, 0):
             file["a"].read(start, start + 3)
         assert checked == [BLOCK_BYTES] * 3
