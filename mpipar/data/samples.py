@@ -117,7 +117,7 @@ class Samples:
         """Fills a row with the tokens there, and whether they count, as far as the shard has any."""
         shards = self.sources[source]
         length = min(row.size, shards.shards[shard].num_tokens - offset)
-        shards.read_into(shard, offset, row[:length])
+        shards.tokens[shard].read_into(offset, row[:length])
         counts[:length] = shards.read_counted(shard, offset, length)
 
     def close(self) -> None:

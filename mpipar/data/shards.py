@@ -45,6 +45,7 @@ class ShardSet:
 
     Attributes:
         shards: The shards, by index.
+        tokens: Those of each shard.
         num_tokens: Tokens in all shards, ends of text included.
         num_counted: How many of them count when they are predicted.
         num_documents: Documents in all shards.
@@ -64,7 +65,7 @@ class ShardSet:
             Shard(folder / shard_name(split, index), header, self._files)
             for index, header in enumerate(inventory.headers)
         )
-        self._tokens = tuple(shard.tokens for shard in self.shards)
+        self.tokens = tuple(shard.tokens for shard in self.shards)
         self.num_tokens = sum(shard.num_tokens for shard in self.shards)
         self.num_counted = sum(shard.num_counted for shard in self.shards)
         self.num_documents = sum(shard.num_documents for shard in self.shards)
@@ -88,11 +89,7 @@ class ShardSet:
 
     def read(self, shard: int, offset: int, length: int) -> Tokens:
         """Tokens offset..offset + length of a shard, as stored; raises DataError where the file is damaged."""
-        return self._tokens[shard].read(offset, offset + length)
-
-    def read_into(self, shard: int, offset: int, out: Tokens) -> None:
-        """Fills `out` with the tokens of a shard from `offset` on; raises DataError where the file is damaged."""
-        self._tokens[shard].read_into(offset, out)
+        return self.tokens[shard].read(offset, offset + length)
 
     def read_counted(self, shard: int, offset: int, length: int) -> NDArray[np.bool_] | bool:
         """Which tokens offset..offset + length of a shard count when they are predicted: [length], or True for all."""

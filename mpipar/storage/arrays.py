@@ -163,6 +163,7 @@ class StoredArray:
         "_first_block",
         "_itemsize",
         "_nbytes",
+        "_num_blocks",
         "_offset",
         "_unchecked",
         "dtype",
@@ -178,12 +179,17 @@ class StoredArray:
         self._offset = extent.offset
         self._nbytes = extent.nbytes
         self._first_block = first_block  # among those of all arrays
-        self._unchecked = bytearray(b"\1" * extent.num_blocks)  # a byte a block: 1 until its checksum was right
+        self._num_blocks = extent.num_blocks
+        self._forget()
+
+    def _forget(self) -> None:
+        # A byte a block: 1 until its checksum was right; and one that nothing is read for, behind them.
+        self._unchecked = bytearray(b"\1" * self._num_blocks + b"\0")
 
     @property
     def crcs(self) -> Array:
         """The checksums of its blocks, [blocks]."""
-        return self._file.crcs()[self._first_block : self._first_block + len(self._unchecked)]
+        return self._file.crcs()[self._first_block : self._first_block + self._num_blocks]
 
     def read(self, start: int, stop: int) -> Array:
         """Elements start..stop as a new one-dimensional array; blocks that were not touched before are checked.
@@ -192,21 +198,30 @@ class StoredArray:
             DataError: A touched block is damaged, or the file was truncated or replaced meanwhile.
             IndexError: The range is not within the array.
         """
-        if not 0 <= start <= stop <= self.size:
+        if start > stop:
             raise self._outside(start, stop)
         out = np.empty(stop - start, self.dtype)
-        self._read_bytes(start * self._itemsize, out)
+        self.read_into(start, out)
         return out
 
     def read_into(self, start: int, out: Array) -> None:
         """Fills an array that lies in one piece with the elements from `start` on, as in `read`, or converted."""
-        stop = start + out.size
-        if not 0 <= start <= stop <= self.size:
-            raise self._outside(start, stop)
-        if out.dtype == self.dtype:
-            self._read_bytes(start * self._itemsize, out)
-        else:
-            out.reshape(-1)[:] = self.read(start, stop)
+        if out.dtype != self.dtype:
+            out.reshape(-1)[:] = self.read(start, start + out.size)
+            return
+        begin = start * self._itemsize
+        end = begin + out.nbytes
+        if begin < 0 or end > self._nbytes:
+            raise self._outside(start, start + out.size)
+        # What follows are random reads, of a window that lies in one block or two, all of them checked. They cost one
+        # system call, and what Python takes to come to it; so here it calls nothing else.
+        first, last = begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        unchecked, held = self._unchecked, self._file.held
+        if held is None or last > first + 1 or unchecked[first] or unchecked[last]:
+            self._read_checked(begin, out.reshape(-1).view(BYTE))
+            return
+        held.asked = True
+        held.read_into(out, self._offset + begin)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -214,17 +229,10 @@ class StoredArray:
 
     def verify(self) -> None:
         """Checks every block, also those already checked. Raises DataError that names the first damaged one."""
-        self._unchecked = bytearray(b"\1" * len(self._unchecked))
+        self._forget()
         raw = np.empty(BLOCK_BYTES, BYTE)
         for begin in range(0, self._nbytes, BLOCK_BYTES):
             self._read_checked(begin, raw[: self._nbytes - begin])
-
-    def _read_bytes(self, begin: int, out: Array) -> None:
-        """Fills an array that lies in one piece with the bytes from `begin` on."""
-        if self._unchecked.find(1, begin // BLOCK_BYTES, (begin + out.nbytes - 1) // BLOCK_BYTES + 1) < 0:  # as a rule
-            self._file.opened().read_into(out, self._offset + begin)
-        else:
-            self._read_checked(begin, out.reshape(-1).view(BYTE))
 
     def _outside(self, start: int, stop: int) -> IndexError:
         return IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
@@ -253,7 +261,7 @@ class StoredArray:
         self._file.opened().read_into(target, self._offset + block * BLOCK_BYTES)
         if crc32(target.data) != self._file.crcs()[self._first_block + block]:
             raise DataError(
-                f"{self._file.path}: array {self.name!r} is damaged in block {block} of {len(self._unchecked)} "
+                f"{self._file.path}: array {self.name!r} is damaged in block {block} of {self._num_blocks} "
                 f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or write it "
                 "again"
             )

@@ -59,12 +59,11 @@ class OpenFile:
 
     def read_into(self, array: np.ndarray[Any, Any], begin: int) -> None:
         """Fills an array that lies in one piece with the bytes from `begin` on."""
-        missing: Any = array
         try:
-            count = os.preadv(self._descriptor, [missing], begin)
+            count = os.preadv(self._descriptor, (array,), begin)  # type: ignore[arg-type]  # any buffer
             while count < array.nbytes:
                 missing = array.reshape(-1).view(BYTE)[count:]
-                more = os.preadv(self._descriptor, [missing], begin + count)
+                more = os.preadv(self._descriptor, (missing.data,), begin + count)
                 if more == 0:
                     raise DataError(
                         f"{self.path}: ends at byte {begin + count:,}, where {missing.size:,} more were expected: it "

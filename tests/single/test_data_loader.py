@@ -14,6 +14,7 @@ import torch
 from mpipar.data import Loader, Samples, Sequences, ShardSet, tokenizer, validation_loader
 from mpipar.data.shard import write_shard
 from mpipar.errors import DataError
+from mpipar.storage import StoredArray
 
 SEQ_LEN, MICROBATCH, NUM_MICROBATCHES = 16, 3, 4
 SIZES = [1000, 30, 701]
@@ -98,13 +99,13 @@ def test_indices_are_asked_for_one_ahead(loader: Loader) -> None:
 
 def test_the_next_batches_are_read_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     readers = []
-    read_into = ShardSet.read_into
+    read_into = StoredArray.read_into
 
-    def spy(self: ShardSet, shard: int, offset: int, out: np.ndarray) -> None:
+    def spy(self: StoredArray, start: int, out: np.ndarray) -> None:
         readers.append(threading.current_thread() is threading.main_thread())
-        read_into(self, shard, offset, out)
+        read_into(self, start, out)
 
-    monkeypatch.setattr(ShardSet, "read_into", spy)
+    monkeypatch.setattr(StoredArray, "read_into", spy)
     for step in range(4):
         assert len(list(loader.microbatches(step, [0, 2], then=[0]))) == 2
     assert sum(readers) == MICROBATCH  # here only the very first microbatch was read by the one who asked
