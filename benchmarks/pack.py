@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from mpipar.data.dedup import content_hash, sketch
 from mpipar.data.documents import read_documents
 from mpipar.data.pack import pack
 from mpipar.data.recipe import PackSettings
-from mpipar.data.skipped import Tally
+from mpipar.data.skipped import PieceError, Tally
 from mpipar.errors import ConfigError
 
 _BATCH_BYTES = 1 << 20
@@ -151,7 +151,8 @@ def _pieces(folder: Path) -> list[Piece]:
 
 def _documents(pieces: Sequence[Piece]) -> Iterator[bytes]:
     for piece in pieces:
-        yield from read_documents(piece, "text", Tally())
+        with suppress(PieceError):  # the standard library has a file or two that are not UTF-8, to test with
+            yield from read_documents(piece, "text", Tally())
 
 
 def _batches(documents: Sequence[bytes]) -> Iterator[list[bytes]]:
