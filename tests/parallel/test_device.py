@@ -19,9 +19,12 @@ from mpipar.comm.device import arena as arena_module
 from mpipar.comm.device import collectives, devices
 from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.comm.device.gpu import Gpu
+from mpipar.comm.host import Host
+from mpipar.comm.pending import Pending
 from mpipar.errors import MessageError
 from mpipar.parallel.ledger import CpuLedger, GpuLedger
 from tests.stand_in.board import BOARD_BYTES, Board, Misuse
+from tests.stand_in.meetings import telling
 from tests.stand_in.runtime import StandIn
 
 GPU = torch.device("cuda", 0)
@@ -38,6 +41,7 @@ def device(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stan
     gpu = Gpu(stand_in)
     monkeypatch.setattr(devices, "gpu_of", lambda x: gpu if stand_in.holds(x) else None)
     monkeypatch.setattr(devices, "gpu_on", lambda device: gpu if device.type == "cuda" else None)
+    monkeypatch.setattr(Host, "meet", telling(Host.meet, stand_in.known))
     yield stand_in
     stand_in.end()
     os.close(descriptor)
@@ -169,12 +173,53 @@ def test_arrays_at_different_places_are_an_error(comm: Communicator, device: Sta
             lone.all_reduce(y if lone.rank == 0 else x)
 
 
-def test_survivors_keep_their_segments(comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last rank is gone: the others reduce in what is left, and close what was the dead one's."""
-    if comm.size < 3:
-        pytest.skip("of two ranks one would be left")
+@pytest.fixture
+def careful(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Communicator:
+    """In a job that was started to survive deaths."""
     monkeypatch.setattr("mpipar.comm.communicator.can_survive", lambda: True)
-    careful = comm.duplicate("careful")
+    return comm.duplicate("careful")
+
+
+def test_no_stream_waits_for_a_rank_that_may_die(careful: Communicator, device: StandIn, way: str) -> None:
+    """What is done in which order follows from what the hosts have seen before they met."""
+    size, n = 4 * 4099, careful.size
+    arena = opened(careful, 1 << 18)
+    x, y = (arena.allocate(size, torch.float32, GPU) for _ in range(2))
+    for i in range(3):
+        for values, other in ((x, y), (y, x)):
+            device.put(values, draw(size, careful.rank, torch.float32))
+            if careful.rank == i % n:
+                sum(range(200_000))  # this one comes late
+            works = [careful.start_all_reduce(values), careful.start_all_reduce(values, "max")]
+            for work in works:
+                work.wait()
+            careful.reduce_scatter(other)
+            careful.all_gather(other)
+    check(device.get(y), expected(careful, size, torch.float32, "sum") * n)
+    assert device.waits_for_others == 0
+    careful.close_arena(arena)
+
+
+def test_a_host_that_does_not_wait_before_it_meets(
+    careful: Communicator, device: StandIn, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in sees it, also where the sum came out right."""
+    arena = opened(careful, 1 << 18)
+    x = arena.allocate(1000, torch.float32, GPU)
+
+    def hasty(gpu: Gpu, stream: int) -> Iterator[Pending]:
+        return iter(())
+
+    device.put(x, torch.ones(1000))
+    monkeypatch.setattr(Gpu, "through", hasty)
+    with pytest.raises(Misuse, match="missing wait"):
+        careful.all_reduce(x)
+
+
+def test_survivors_keep_their_segments(careful: Communicator, device: StandIn) -> None:
+    """The last rank is gone: the others reduce in what is left, and close what was the dead one's."""
+    if careful.size < 3:
+        pytest.skip("of two ranks one would be left")
     arena = opened(careful, 1 << 18)
     x = arena.allocate(30_000, torch.float32, GPU)
     origins = careful.neighbours

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpipar.comm.device.runtime import Runtime
@@ -53,6 +53,14 @@ class Gpu:
         event = self.mark(other)
         self.runtime.wait(stream, event)
         self.forget(event)
+
+    def through(self, stream: int) -> Iterator[Pending]:
+        """For an algorithm: to wait until the stream has done what it was given."""
+        event = self.mark(stream)
+        try:
+            yield Reached(self.runtime, event)
+        finally:
+            self.forget(event)
 
     def finish(self, stream: int) -> None:
         """Waits here until the stream has done what it was given."""
