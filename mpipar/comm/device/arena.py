@@ -321,7 +321,7 @@ def _table(gpu: Gpu, rows: tuple[int, ...], stream: int) -> int:
     (ctypes.c_uint64 * len(rows)).from_address(pinned)[:] = list(rows)
     gpu.runtime.copy(table, pinned, num_bytes, stream)
     gpu.finish(stream)
-    gpu.pinned.give(pinned, size, lambda: None)
+    gpu.pinned.give(pinned, size, ())
     return table
 
 

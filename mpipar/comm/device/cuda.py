@@ -231,14 +231,12 @@ class Cuda:
 
     def _stream(self, stream: int) -> Any:
         """CuPy's object for a stream, which makes it current where it is entered."""
-        if stream not in self._streams:
-            of_others = getattr(self._cupy.cuda.Stream, "from_external", None)
-            self._streams[stream] = (
-                self._cupy.cuda.ExternalStream(stream, self._index)
-                if of_others is None
-                else of_others(_Foreign(stream))
-            )
-        return self._streams[stream]
+        known = self._streams.get(stream)
+        if known is not None:
+            return known
+        of_others = getattr(self._cupy.cuda.Stream, "from_external", None)
+        made = self._cupy.cuda.ExternalStream(stream, self._index) if of_others is None else of_others(_Foreign(stream))
+        return self._streams.setdefault(stream, made)  # one object for all threads
 
     def _current(self) -> Any:
         """The GPU is current where this is entered. A new object each time: several threads come here."""
