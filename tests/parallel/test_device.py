@@ -313,6 +313,16 @@ def test_pinned_memory_is_taken_again(comm: Communicator, device: StandIn) -> No
     assert len(device._pinned) <= 1
 
 
+def test_a_call_that_is_refused_keeps_no_event(comm: Communicator, device: StandIn) -> None:
+    x, y = device.array(10, torch.float32), device.array(9, torch.float64)
+    for _ in range(5):
+        with pytest.raises(MessageError, match="do not cut"):
+            comm.all_gather(x, sizes=[1] * comm.size)
+        with pytest.raises(MessageError, match="must have one dtype"):
+            comm.all_to_all(x, y)
+    assert device.num_events <= 2
+
+
 # The stand-in itself
 
 

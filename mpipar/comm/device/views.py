@@ -28,7 +28,8 @@ class View(OnGpu):
     def __init__(self, gpu: Gpu, array: Any, *, writable: bool = True):
         super().__init__(gpu, array, writable=writable)
         self.lib = torch
-        self.values = self._flat if isinstance(self._flat, torch.Tensor) else from_dlpack(self._flat)
+        with gpu.runtime.current():
+            self.values = self._flat if isinstance(self._flat, torch.Tensor) else from_dlpack(self._flat)
         self._stream = gpu.stream("views")
         self._given: Mark | None = None  # behind what the stream works on, if it has to be waited for
         self._began = False
@@ -54,7 +55,8 @@ class View(OnGpu):
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         self.wait_for(start, stop)
         if self._bytes is None:
-            self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
+            with self.gpu.runtime.current():
+                self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
         return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
