@@ -19,9 +19,10 @@ from mpipar.comm.device import arena as arena_module
 from mpipar.comm.device import collectives, devices
 from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.comm.device.gpu import Gpu
+from mpipar.comm.failure import part
 from mpipar.comm.host import Host
 from mpipar.comm.pending import Pending
-from mpipar.errors import MessageError
+from mpipar.errors import MessageError, StallError
 from mpipar.parallel.ledger import CpuLedger, GpuLedger
 from tests.stand_in.board import BOARD_BYTES, Board, Misuse
 from tests.stand_in.meetings import telling
@@ -234,6 +235,29 @@ def test_survivors_keep_their_segments(careful: Communicator, device: StandIn) -
         smaller.all_reduce(x)
         assert (device.get(x) == smaller.size).all()
         smaller.close_arena(left)
+
+
+def test_nobody_leaves_before_its_gpu_is_done_with_memory_of_others(comm: Communicator, device: StandIn) -> None:
+    arena = opened(comm, 1 << 18)
+    x = arena.allocate(30_000, torch.float32, GPU)
+    comm.all_reduce(x, "max")
+    assert device.is_busy(arena.stream), "nobody has asked for it yet"
+    part(comm)
+    assert not device.is_busy(arena.stream)
+    comm.close_arena(arena)
+
+
+def test_a_gpu_that_does_not_end_is_not_waited_for_for_ever(
+    comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = devices.gpu_on(GPU)
+    assert gpu is not None
+    comm.progress.gpus[gpu] = gpu.stream("arena")
+    with monkeypatch.context() as hung:
+        hung.setattr(device, "reached", lambda event: False)
+        hung.setattr(comm.progress, "timeout_s", 0.3)
+        with pytest.raises(StallError, match="has not done what this rank gave it"):
+            part(comm)
 
 
 # Through the memory of the host: without an arena

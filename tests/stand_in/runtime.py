@@ -309,6 +309,11 @@ class StandIn:
         self.finish()
         return found[0]
 
+    def is_busy(self, stream: int) -> bool:
+        """Whether a stream has something left to do."""
+        with self._lock:
+            return bool(self._queues[stream])
+
     def finish(self) -> None:
         """Waits for the caller's stream."""
         event = self.event()

@@ -50,13 +50,14 @@ from mpipar.comm.call import Call
 from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.device.runtime import DeviceError, Runtime
 from mpipar.comm.host import Host
-from mpipar.comm.pending import Pending
+from mpipar.comm.pending import Finish, Pending
 from mpipar.comm.segment import Exchange
 
 ALIGNMENT = 512
 _BLOCK_BYTES = 2 << 20  # CUDA cuts smaller allocations out of blocks of this size, and a handle opens the whole block
 SLOT_BYTES = 4 << 20
 _WORD_BYTES = 8
+_PURPOSE = "arena"  # of the stream
 
 
 class Place(NamedTuple):
@@ -129,7 +130,7 @@ class DeviceArena:
         self.gpu = gpu
         self.rank = rank
         self.rows = tuple(member.address for member in members)
-        self.stream = gpu.stream("arena")
+        self.stream = gpu.stream(_PURPOSE)
         self.table = _table(gpu, self.rows, self.stream)
         self._members = members
         self._others = [member for index, member in enumerate(members) if index != rank]
@@ -144,11 +145,10 @@ class DeviceArena:
     def less(self, kept: list[int]) -> DeviceArena:
         """The same with some of its segments, this process's among them: `kept` are their numbers here.
 
-        This one is not to be used any more. What this rank's stream still does in the segments is waited for, so when
-        all who are kept have come back from here nobody writes into anybody's memory.
+        This one is not to be used any more, and was waited for (`through`): so when all who are kept have come back
+        from here nobody writes into anybody's memory.
         """
         assert self._segment is not None
-        self.gpu.finish(self.stream)
         for index, member in enumerate(self._members):
             if index not in kept:
                 with suppress(DeviceError):  # CUDA promises nothing of what was a dead process's
@@ -201,9 +201,12 @@ class DeviceArena:
         """The same, at the end of what all do in each other's memory."""
         yield from self._wait_for_all(host, None, _DONE)
 
+    def through(self) -> Iterator[Pending]:
+        """To wait until this rank has done on the GPU what it was to do in the segments."""
+        return self.gpu.through(self.stream)
+
     def close(self) -> None:
-        """The neighbours' memory is not used here any more."""
-        self.gpu.finish(self.stream)
+        """The neighbours' memory is not used here any more; what was done there is waited for."""
         for member in self._others:
             self._close(member)
 
@@ -241,11 +244,14 @@ class Handles(NamedTuple):
     events: tuple[bytes, ...]
 
 
-def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *, careful: bool) -> DeviceArena | str:
+def open_device_arena(
+    exchange: Exchange, finish: Finish, gpu: Gpu, rank: int, num_bytes: int, *, careful: bool
+) -> DeviceArena | str:
     """Collective: an arena of `num_bytes` a rank on the GPUs, or on all ranks the reason why there can be none.
 
     Args:
         exchange: Between the ranks of the host.
+        finish: Runs what this rank waits for alone.
         gpu: This rank's.
         rank: This process among them.
         num_bytes: Of arrays, in each segment.
@@ -258,8 +264,8 @@ def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *
     mine: Handles | str
     try:
         segment = Segment(runtime, size)
-        runtime.zero(segment.address, size, gpu.stream("arena"))
-        gpu.finish(gpu.stream("arena"))
+        runtime.zero(segment.address, size, gpu.stream(_PURPOSE))
+        finish(gpu.through(gpu.stream(_PURPOSE)))
         events = () if careful else tuple(runtime.event(shared=True) for _ in range(_DONE + 1))
         handles_of_events = tuple(runtime.export_event(event) for event in events)
         mine = Handles(runtime.name, runtime.export_memory(segment.address), handles_of_events)
@@ -314,14 +320,13 @@ def _open(runtime: Runtime, handles: Handles) -> Member:
 
 
 def _table(gpu: Gpu, rows: tuple[int, ...], stream: int) -> int:
-    """The addresses, in the memory of the device."""
+    """The addresses, in the memory of the device, for what this stream is given from now on."""
     num_bytes = _WORD_BYTES * len(rows)
     table = gpu.runtime.allocate(num_bytes)
     pinned, size = gpu.pinned.take(num_bytes)
     (ctypes.c_uint64 * len(rows)).from_address(pinned)[:] = list(rows)
     gpu.runtime.copy(table, pinned, num_bytes, stream)
-    gpu.finish(stream)
-    gpu.pinned.give(pinned, size, ())
+    gpu.pinned.give(pinned, size, [gpu.mark(stream)])
     return table
 
 

@@ -61,10 +61,6 @@ class Gpu:
         """For an algorithm: to wait until the stream has done what it was given."""
         yield self.mark(stream)
 
-    def finish(self, stream: int) -> None:
-        """Waits here until the stream has done what it was given."""
-        self.mark(stream).wait()
-
 
 class Mark(Pending):
     """A place in what a stream is given. `Gpu.mark` makes it.
@@ -91,6 +87,12 @@ class Mark(Pending):
     def through(self) -> bool:
         """Whether the stream has come there."""
         return self._runtime.reached(self._event)
+
+    def stuck(self) -> str:
+        return (
+            f"GPU {self._runtime.name} has not done what this rank gave it: a kernel does not end, here or on "
+            "a rank of this host that it waits for"
+        )
 
     def wait(self) -> None:
         """Returns when it has."""
