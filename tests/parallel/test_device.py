@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +22,9 @@ from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.failure import part
 from mpipar.comm.host import Host
+from mpipar.comm.mpi import MPI
 from mpipar.comm.pending import Pending
-from mpipar.errors import MessageError, StallError
+from mpipar.errors import ConfigError, MessageError, StallError
 from mpipar.parallel.ledger import CpuLedger, GpuLedger
 from tests.stand_in.board import BOARD_BYTES, Board, Misuse
 from tests.stand_in.meetings import telling
@@ -345,6 +347,23 @@ def test_a_call_that_is_refused_keeps_no_event(comm: Communicator, device: Stand
         with pytest.raises(MessageError, match="must have one dtype"):
             comm.all_to_all(x, y)
     assert device.num_events <= 2
+
+
+def test_backward_on_a_gpu_calls_mpi_from_its_own_thread(comm: Communicator) -> None:
+    """As torch has it: the main thread waits meanwhile."""
+    x = torch.full((50_000,), float(comm.rank))
+    thread = threading.Thread(target=lambda: comm.all_reduce(x, algorithm="ring"))
+    thread.start()
+    thread.join()
+    comm.all_reduce(x, algorithm="ring")
+    assert (x == comm.size * comm.size * (comm.size - 1) / 2).all()
+
+
+def test_an_mpi_for_the_main_thread_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MPI.Query_thread() >= MPI.THREAD_SERIALIZED
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_FUNNELED)
+    with pytest.raises(ConfigError, match="thread level 'funneled'"):
+        devices.gpu_on(GPU)
 
 
 # The stand-in itself
