@@ -129,8 +129,8 @@ def require_other_threads() -> None:
     if level in ("single", "funneled"):
         raise ConfigError(
             f"{mpi_version()} runs at thread level {level!r}: only the main thread may call it, and on a GPU torch has "
-            "another for backward, which starts reductions. It takes 'serialized', for which mpipar asks: import mpipar "
-            "before mpi4py.MPI and leave mpi4py.rc as it is, or use an MPI with thread support"
+            "another for backward, which starts reductions. It takes 'serialized', for which mpipar asks: import "
+            "mpipar before mpi4py.MPI and leave mpi4py.rc as it is, or use an MPI with thread support"
         )
 
 
