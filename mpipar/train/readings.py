@@ -1,8 +1,8 @@
 """What microbatches come to, kept where it was computed, and read once.
 
 On a GPU a number that Python looks at (`.item()`) makes the host wait for all that it has asked of the device so far,
-and the device then wait for the host. So losses, token counts and faults stay there until the last microbatch of the step
-has been asked for.
+and the device then wait for the host. So losses, token counts and faults stay there until the last microbatch of the
+step has been asked for.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ class Readings:
         """
         self._indices.append(index)
         loss = loss.detach().double()
-        self._values.append(
-            torch.stack((loss, count.double(), (loss.new_zeros(()) if fault is None else fault.double())))
-        )
+        found = loss.new_zeros(()) if fault is None else fault.double()
+        self._values.append(torch.stack((loss, count.double(), found)))
 
     def read_into(self, totals: Totals, rank: int) -> None:
         """Makes all that was kept part of what this rank adds up. The one moment at which the host waits."""
