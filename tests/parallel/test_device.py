@@ -176,6 +176,17 @@ def test_arrays_at_different_places_are_an_error(comm: Communicator, device: Sta
             lone.all_reduce(y if lone.rank == 0 else x)
 
 
+@pytest.mark.parametrize("size", [10, 50_000])
+def test_arrays_of_the_host_and_of_gpus_together_are_an_error(
+    comm: Communicator, device: StandIn, way: str, size: int
+) -> None:
+    lone = comm.duplicate("lone")
+    arena = opened(lone, 1 << 20)
+    x = arena.allocate(size, torch.float32, GPU)
+    with pytest.raises(MessageError, match="this rank's is not: give all on GPUs, or none"):
+        lone.all_reduce(torch.ones(size) if lone.rank == 0 else x)
+
+
 @pytest.fixture
 def careful(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Communicator:
     """In a job that was started to survive deaths."""

@@ -99,6 +99,7 @@ class Cuda:
 
     def reached(self, event: int) -> bool:
         with self._calling():
+            # "Not ready" stays the last error of CuPy's runtime, which is linked into it: torch looks at its own.
             status: int = self._api.eventQuery(event)
             if status not in (0, _NOT_READY):
                 raise self._api.CUDARuntimeError(status)

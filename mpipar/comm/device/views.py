@@ -39,7 +39,8 @@ class View(OnGpu):
         return False
 
     def fresh(self, size: int) -> Buffer:
-        return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
+        with self.gpu.runtime.on(self._stream):  # behind which torch may use the memory again
+            return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
 
     def coming(self, start: int, stop: int) -> list[Pending]:
         self._begin()
