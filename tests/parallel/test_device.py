@@ -209,7 +209,9 @@ def test_no_stream_waits_for_a_rank_that_may_die(careful: Communicator, device: 
                 work.wait()
             careful.reduce_scatter(other)
             careful.all_gather(other)
-    check(device.get(y), expected(careful, size, torch.float32, "sum") * n)
+    total = expected(careful, size, torch.float32, "sum")
+    check(device.get(x), total * n)
+    check(device.get(y), total)
     assert device.waits_for_others == 0
     careful.close_arena(arena)
 
@@ -271,6 +273,7 @@ def test_a_gpu_that_does_not_end_is_not_waited_for_for_ever(
         hung.setattr(comm.progress, "timeout_s", 0.3)
         with pytest.raises(StallError, match="has not done what this rank gave it"):
             part(comm)
+    part(comm)
 
 
 # Through the memory of the host: without an arena
