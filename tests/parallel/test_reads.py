@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpipar.comm import Communicator, exact
 from mpipar.comm.device.runtime import Rounding
-from mpipar.model import Transformer
+from mpipar.model import Transformer, begin_microbatch
 from mpipar.parallel import ledger
 from mpipar.train import step as step_module
 from mpipar.train.metrics import Totals
@@ -115,13 +115,12 @@ def test_the_microbatch_at_fault_is_named(
             break
     step.replicas.start_over()
     now: list[int] = []
-    begin = step_module.begin_microbatch
 
-    def begin_microbatch(model: Transformer, seed: int, number: int, index: int) -> None:
+    def noting(model: Transformer, seed: int, number: int, index: int) -> None:
         now[:] = [index]
-        begin(model, seed, number, index)
+        begin_microbatch(model, seed, number, index)
 
-    monkeypatch.setattr(step_module, "begin_microbatch", begin_microbatch)
+    monkeypatch.setattr(step_module, "begin_microbatch", noting)
     weight = step.model.get_parameter("layers.0.attention.wq.weight")
     weight.register_hook(lambda gradient: gradient * wrong if now == [5] else gradient)
     computed = step.compute(0, source, stop=False)

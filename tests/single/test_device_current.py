@@ -49,7 +49,7 @@ def test_every_call_is_made_on_its_gpu(cupy: Cupy) -> None:
         "round_and_add": lambda: gpu.round_and_add(rounding, stream),
         "unreachable": lambda: gpu.unreachable("0000:01:00.0"),
         "close_memory": lambda: gpu.close_memory(opened[0]),
-        "destroy_event": lambda: [gpu.destroy_event(event), gpu.destroy_event(opened[1])],
+        "destroy_event": lambda: gpu.destroy_event(opened[1]),
         "free": lambda: gpu.free(memory),
         "free_pinned": lambda: gpu.free_pinned(pinned),
     }

@@ -190,6 +190,10 @@ def _runtime(gpus: Gpus) -> SimpleNamespace:
         gpus.use(handle)
         return b"handle"
 
+    def allocated_on_host(num_bytes: int, flags: int) -> int:
+        gpus.use()
+        return 1
+
     def queried(event: int) -> int:
         gpus.use(event)
         return 0
@@ -209,7 +213,7 @@ def _runtime(gpus: Gpus) -> SimpleNamespace:
         streamCreateWithFlags=made,
         eventCreateWithFlags=made,
         malloc=made,
-        hostAlloc=lambda num_bytes, flags: (gpus.use(), 1)[1],
+        hostAlloc=allocated_on_host,
         ipcOpenMemHandle=made,
         ipcOpenEventHandle=made,
         eventDestroy=gpus.use,
