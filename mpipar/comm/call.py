@@ -32,6 +32,9 @@ KINDS = (
     "broadcast",
     "barrier",
 )
+ON_GPU = 1 << 62
+"""In the detail of an all-reduce: the array is on a GPU."""
+
 _SIZE_BITS = 50
 _DTYPE_BITS = 5
 
@@ -48,8 +51,8 @@ class Call:
         kind: One of `KINDS`.
         dtype: Of its array.
         size: Elements of its array.
-        detail: What else must agree: the root of a broadcast, where an array lies in shared memory, a checksum of where
-            shards begin and end.
+        detail: What else must agree: the root of a broadcast, where an array lies in shared memory or that it is on a
+            GPU, a checksum of where shards begin and end.
     """
 
     kind: str
@@ -90,6 +93,9 @@ def checksum(numbers: Sequence[int]) -> int:
 def mismatch(mine: Call, peer: int, theirs: Call) -> MessageError:
     """The error of ranks that called different things."""
     if mine.word == theirs.word and mine.kind.startswith("all_reduce"):
+        if (mine.detail ^ theirs.detail) & ON_GPU:
+            where = "on a GPU" if theirs.detail & ON_GPU else "in the host's memory"
+            return MessageError(f"the array of rank {peer} is {where}, this rank's is not: give all on GPUs, or none")
         return MessageError(
             f"the array of rank {peer} lies elsewhere: give all at one place of one arena, or none in it"
         )

@@ -71,7 +71,9 @@ class Communicator:
         self._sequence = 0
         self._account = Account()
         transport = roster.transport
-        self._memory = Memory(comm, self.topology, self.all_gather_object, transport, careful=can_survive())
+        self._memory = Memory(
+            comm, self.topology, self.all_gather_object, self._finish, transport, careful=can_survive()
+        )
         self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants, transport)
         self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
@@ -321,6 +323,8 @@ class Communicator:
         gpu = devices.gpu_on(device)
         arena = self._memory.open_arena(num_bytes) if gpu is None else self._memory.open_gpu_arena(gpu, num_bytes)
         self._operations.forget()
+        if isinstance(arena, DeviceArena):
+            self.progress.gpus[arena.gpu] = arena.stream
         return arena
 
     def share_file(self, num_bytes: int) -> int | str:
@@ -337,6 +341,8 @@ class Communicator:
             arena: What `open_arena` made there.
             origins: Whose its segments are, in their order.
         """
+        if isinstance(arena, DeviceArena):
+            self._finish(arena.through())
         adopted = arena.less([origins.index(origin) for origin in self.neighbours])
         self._memory.adopt(adopted)
         host = self._memory.host
@@ -349,6 +355,11 @@ class Communicator:
         """Collective: from now on what lies in the arena is memory like any other. It is freed with its last array."""
         self._memory.close(arena)
         self._operations.forget()
+
+    def finish_gpus(self) -> None:
+        """Returns when this rank has done, on its GPUs, what it was to do in memory that ranks share."""
+        for gpu, stream in self.progress.gpus.items():
+            self._finish(gpu.through(stream))
 
     # What all operations share
 
@@ -377,6 +388,10 @@ class Communicator:
     def _work(self, call: Call, steps: Algorithm) -> Work:
         """Puts the latest collective behind those that are under way."""
         return self.progress.start(Work(self.progress, self._lane, call, self._sequence, steps))
+
+    def _finish(self, algorithm: Algorithm) -> None:
+        """Waits for what this rank has asked of its GPU."""
+        self.progress.start_now(Work(self.progress, self._lane, "work on the GPU", None, algorithm)).wait()
 
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""

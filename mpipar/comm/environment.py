@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpipar.comm.mpi import MPI, mpi_version
+from mpipar.errors import ConfigError
 from mpipar.programs import find_program
 
 # Launcher, and the variables with the number of the process and the number of processes. The innermost comes first: the
@@ -74,6 +75,9 @@ def launcher_mismatch(environ: Mapping[str, str], world_size: int, mpi: str) -> 
     return problem, "start with the mpirun that belongs to this MPI, or build mpi4py for the other (see setup-env.sh)"
 
 
+ThreadLevel = Literal["single", "funneled", "serialized", "multiple"]
+
+
 @dataclass(frozen=True)
 class MpiFacts:
     """The MPI library of this process.
@@ -89,26 +93,45 @@ class MpiFacts:
 
     library: str
     standard: tuple[int, int]
-    thread_level: Literal["single", "funneled", "serialized", "multiple"]
+    thread_level: ThreadLevel
     largest_tag: int
     fault_tolerance: Literal["absent", "off", "on"]
 
 
 def mpi_facts() -> MpiFacts:
     """The MPI library of this process."""
-    levels: dict[int, Literal["single", "funneled", "serialized", "multiple"]] = {
+    return MpiFacts(
+        library=mpi_version(),
+        standard=MPI.Get_version(),
+        thread_level=_thread_level(),
+        largest_tag=int(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0),
+        fault_tolerance=_fault_tolerance(),
+    )
+
+
+def _thread_level() -> ThreadLevel:
+    levels: dict[int, ThreadLevel] = {
         MPI.THREAD_SINGLE: "single",
         MPI.THREAD_FUNNELED: "funneled",
         MPI.THREAD_SERIALIZED: "serialized",
         MPI.THREAD_MULTIPLE: "multiple",
     }
-    return MpiFacts(
-        library=mpi_version(),
-        standard=MPI.Get_version(),
-        thread_level=levels[MPI.Query_thread()],
-        largest_tag=int(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0),
-        fault_tolerance=_fault_tolerance(),
-    )
+    return levels[MPI.Query_thread()]
+
+
+def require_other_threads() -> None:
+    """Before a GPU is used: backward has a thread of torch's there, and its hooks call MPI while the main one waits.
+
+    Raises:
+        ConfigError: MPI may be called from the main thread only.
+    """
+    level = _thread_level()
+    if level in ("single", "funneled"):
+        raise ConfigError(
+            f"{mpi_version()} runs at thread level {level!r}: only the main thread may call it, and on a GPU torch has "
+            "another for backward, which starts reductions. It takes 'serialized', for which mpipar asks: import "
+            "mpipar before mpi4py.MPI and leave mpi4py.rc as it is, or use an MPI with thread support"
+        )
 
 
 def can_survive() -> bool:

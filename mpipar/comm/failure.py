@@ -92,10 +92,13 @@ def start_watchdog(world: Communicator, timeout_s: float) -> str | None:
 def part(world: Communicator) -> None:
     """Collective, at the end: nobody leaves before all have come, or some have died.
 
+    Who comes has done what it was to do on its GPU in memory of others, which is gone when they leave.
+
     Raises:
-        StallError: Some did not come in time.
+        StallError: Some did not come in time, or a GPU has not done what it was given.
     """
     try:
+        world.finish_gpus()
         if not world.mpi.Is_revoked():
             world.barrier()
     except (DeadRankError, MPI.Exception):

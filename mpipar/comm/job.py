@@ -176,6 +176,8 @@ def _end(world: Communicator, code: int) -> NoReturn:
         part(world)
     except MpiparError as error:
         _leave(world, f"error: {error}", code=EXIT_ERROR)
+    except Exception:  # of a GPU, in what it was still to do
+        _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
     if can_survive():
         os._exit(code)  # MPI_Finalize may wait for the dead
     # All are here, so what it waits for is near. If it does not come, this says in which call: mpi4py lets no other

@@ -16,6 +16,7 @@ from mpipar.comm.device.operations import GpuOperations
 from mpipar.comm.device.transport import VARIABLE, Transport
 from mpipar.comm.host import HOST_BYTES, Host, open_host
 from mpipar.comm.mpi import MPI
+from mpipar.comm.pending import Finish
 from mpipar.comm.segment import Exchange, open_segments
 from mpipar.comm.topology import Topology
 from mpipar.errors import ConfigError
@@ -28,6 +29,7 @@ class Memory:
         comm: MPI's.
         topology: Which of its ranks share a host.
         exchange: Between all its ranks, in a collective, whose wait has a deadline.
+        finish: Runs what this rank waits for alone, with a deadline too.
         transport: What carries arrays on GPUs.
         careful: Whether ranks may die and be survived.
 
@@ -37,12 +39,22 @@ class Memory:
         only_host: The same, if they can and all ranks are on it.
     """
 
-    def __init__(self, comm: MPI.Comm, topology: Topology, exchange: Exchange, transport: Transport, *, careful: bool):
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        topology: Topology,
+        exchange: Exchange,
+        finish: Finish,
+        transport: Transport,
+        *,
+        careful: bool,
+    ):
         self.host: Host | str = "it is not known yet"
         self.only_host: Host | None = None
         self._comm = comm
         self._topology = topology
         self._exchange = exchange
+        self._finish = finish
         self._neighbours = topology.neighbours(comm.rank)
         self._place = self._neighbours.index(comm.rank)
         self._arenas: list[Arena] = []
@@ -93,7 +105,8 @@ class Memory:
             reason = self.host
         arena: DeviceArena | str | None = self._agreed(reason)
         if arena is None:
-            arena = open_device_arena(self._exchange_on_host, gpu, self._place, num_bytes, careful=self._careful)
+            exchange = self._exchange_on_host
+            arena = open_device_arena(exchange, self._finish, gpu, self._place, num_bytes, careful=self._careful)
         if isinstance(arena, DeviceArena):
             self.adopt(arena)
         elif self._transport == "ipc":
@@ -127,6 +140,7 @@ class Memory:
             return
         self._exchange(None)  # what is under way in it is through
         self._gpu_arenas[:] = [(number, other) for number, other in self._gpu_arenas if other is not arena]
+        self._finish(arena.through())
         arena.close()
         self._exchange(None)  # all have closed it
         arena.release()

@@ -6,7 +6,9 @@ import os
 
 import mpi4py
 
-# One thread of a process makes MPI calls, not always the main one. MPI_THREAD_MULTIPLE would put locks around each.
+# One thread of a process makes MPI calls at a time, not always the main one: on a GPU torch runs backward, and so the
+# hooks that start reductions, on a thread of its own, while the main one waits for it. MPI_THREAD_MULTIPLE would put
+# locks around each call.
 mpi4py.rc.thread_level = "serialized"
 
 # Open MPI spins while it waits. With more ranks than cores it has to hand the core to the rank it waits for; it reads

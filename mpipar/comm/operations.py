@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.call import Call, checksum
+from mpipar.comm.call import ON_GPU, Call, checksum
 from mpipar.comm.device import devices
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.device.transport import Transport
@@ -160,7 +160,7 @@ class Operations:
         column, place = self._memory.locate(x)
         host = self._memory.host if isinstance(self._memory.host, Host) else None
         chosen = self._select(algorithm, x, column, op)
-        call = Call(f"all_reduce({op})", x.dtype, x.size)
+        call = Call(f"all_reduce({op})", x.dtype, x.size, ON_GPU if isinstance(x, OnGpu) else 0)
         there = replace(call, detail=place)  # in an arena
         if chosen == "shared":
             assert host is not None

@@ -15,7 +15,7 @@ while their peers still answer, which makes a job impossible to repair.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mpipar.comm.mpi import MPI
 from mpipar.errors import MessageError
@@ -29,6 +29,10 @@ class Pending(ABC):
     @abstractmethod
     def through(self) -> bool:
         """Whether it has happened. Asking is also what moves it."""
+
+    def stuck(self) -> str | None:
+        """Why it does not happen, if that is not for other ranks to say. A sentence without a full stop."""
+        return None
 
 
 class Message(Pending):
@@ -82,3 +86,4 @@ class Message(Pending):
 
 
 Algorithm = Iterator[Pending]
+Finish = Callable[[Algorithm], None]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NoReturn
 
+from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.environment import can_survive
 from mpipar.comm.mpi import MPI
 from mpipar.comm.pending import Algorithm, Message, Pending
@@ -103,6 +104,10 @@ class Work:
         """The rank that a send or receive waits for; None for a collective, which may wait for any."""
         return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
 
+    def stuck(self) -> str | None:
+        """Why it does not go on, if that is not for other ranks to say."""
+        return self._pending.stuck() if self._pending is not None else None
+
     def advance(self) -> bool:
         """Runs the algorithm up to what has not happened yet; whether anything moved."""
         try:
@@ -140,11 +145,13 @@ class Progress:
 
     Attributes:
         pulse: This rank's signs of life. Waiting is one: it is another who hangs.
+        gpus: Those on which this process works in memory of other ranks, and the stream on which it does.
     """
 
     def __init__(self, timeout_s: float = 600.0):
         self.timeout_s = timeout_s
         self.pulse = Pulse()
+        self.gpus: dict[Gpu, int] = {}
         self._survives = can_survive()
         self._lanes: list[Lane] = []
         self._busy: list[Lane] = []
@@ -294,11 +301,11 @@ class Progress:
         """Names what is waited for and who is missing. What blocks is the head of the queue, not what waits behind."""
         lane = work.lane
         head = lane.queue[0] if work in lane.queue else work
-        absent = lane.roll_call.take(str(head), head.only_peer, self._hear)
+        why = head.stuck() or lane.roll_call.take(str(head), head.only_peer, self._hear)
         if work.error is not None:  # a death, noticed meanwhile
             raise work.error
         raise StallError(
-            f"{head} on axis {lane.axis!r}: nothing moved for {waited_s:.0f} s. {absent}. Look at the output of those "
+            f"{head} on axis {lane.axis!r}: nothing moved for {waited_s:.0f} s. {why}. Look at the output of those "
             "ranks; --comm.timeout-s makes the wait longer"
         )
 

@@ -169,13 +169,13 @@ class DataParallel:
         place = next(bucket for bucket in exact for slot in bucket.slots if slot.name == name)
         return lambda weight: separate_use(weight, lambda gradient: place.add(name, gradient))
 
-    def take_fault(self) -> bool:
+    def take_fault(self) -> Tensor | None:
         """With `grids`: whether since the last call a contribution of this rank was not finite, or too large.
 
-        On a GPU this waits until the contributions are there.
+        Returns [] bool, where the gradients are: on a GPU nobody has waited for it. None without grids.
         """
         if self._ledger is None or self.grids is None:
-            return False
+            return None
         return self._ledger.take_fault({slot.name: self.grids.limit(slot.name) for slot in self._slots})
 
     def local_gradients(self) -> list[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
 """What a rank notes of the contributions to each tensor in a step: whether there were any, and how large they were.
 
-On the CPU that is known with each contribution. On a GPU it is known on the GPU, and read when somebody asks: once a
-step, or once a microbatch, for all tensors together.
+On the CPU that is known with each contribution. On a GPU it is known on the GPU, and read once a step, for all tensors
+together: whether a microbatch was at fault is a number there as its loss is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class Ledger(Protocol):
     def largest(self) -> dict[str, float]:
         """By tensor; NaN where one was."""
 
-    def take_fault(self, limits: Mapping[str, float]) -> bool:
-        """Whether one since the last call was not finite, or larger than the limit of its tensor."""
+    def take_fault(self, limits: Mapping[str, float]) -> Tensor:
+        """Whether one since the last call was not finite, or larger than the limit of its tensor: [] bool, where the
+        gradients are."""
 
     def clear(self) -> None:
         """A new step."""
@@ -60,10 +61,10 @@ class CpuLedger:
     def largest(self) -> dict[str, float]:
         return dict(self._largest)
 
-    def take_fault(self, limits: Mapping[str, float]) -> bool:
-        found = _exceeds(self._recent, limits)
+    def take_fault(self, limits: Mapping[str, float]) -> Tensor:
+        found = any(not value <= limits[name] for name, value in self._recent.items())
         self._recent.clear()
-        return found
+        return torch.tensor(found)
 
     def clear(self) -> None:
         self._largest.clear()
@@ -83,6 +84,7 @@ class GpuLedger:
         self._added: set[str] = set()
         # Magnitudes, [2, len(names)]: of the step before the last call of `take_fault`, and since.
         self._magnitudes = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+        self._limits: tuple[list[float], Tensor] = [], torch.empty(0)  # as they were asked for last, and on the GPU
 
     def has(self, name: str) -> bool:
         return name in self._added
@@ -97,14 +99,21 @@ class GpuLedger:
         values = self._magnitudes[0].tolist()
         return {name: values[self._numbers[name]] for name in self._added}
 
-    def take_fault(self, limits: Mapping[str, float]) -> bool:
-        recent = dict(zip(self._numbers, self._magnitudes[1].tolist(), strict=True))
+    def take_fault(self, limits: Mapping[str, float]) -> Tensor:
+        found = (self._magnitudes[1] <= self._on_gpu([limits[name] for name in self._numbers])).all().logical_not()
         self._fold()
-        return _exceeds(recent, limits)
+        return found
 
     def clear(self) -> None:
         self._added.clear()
         self._magnitudes.zero_()
+
+    def _on_gpu(self, limits: list[float]) -> Tensor:
+        """They change from step to step; nobody waits for the copy."""
+        if limits != self._limits[0]:
+            on_host = torch.tensor(limits, dtype=torch.float64, pin_memory=self._magnitudes.is_cuda)
+            self._limits = limits, on_host.to(self._magnitudes.device, non_blocking=True)
+        return self._limits[1]
 
     def _fold(self) -> None:
         """As integers magnitudes are in the same order, and NaN is the largest."""
@@ -116,7 +125,3 @@ class GpuLedger:
 def _larger(value: float, other: float | None) -> float:
     """NaN is larger than all."""
     return value if other is None or value > other or math.isnan(value) else other
-
-
-def _exceeds(magnitudes: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    return any(not value <= limits[name] for name, value in magnitudes.items())

@@ -17,6 +17,7 @@ import torch
 
 from mpipar.comm import Communicator, agreement
 from mpipar.comm.device.cuda import import_cupy
+from mpipar.comm.environment import require_other_threads
 from mpipar.errors import ConfigError
 from mpipar.train.config import DeviceName, PrecisionName
 
@@ -60,6 +61,7 @@ class Seen:
         if not torch.cuda.is_available():
             return cls(platform.node(), (), "no driver, or CUDA_VISIBLE_DEVICES hides all GPUs")
         try:
+            require_other_threads()
             import_cupy()
         except ConfigError as error:
             return cls(platform.node(), (), str(error), unusable=True)

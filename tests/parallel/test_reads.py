@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpipar.comm import Communicator
+from mpipar.comm import Communicator, exact
+from mpipar.comm.device.runtime import Rounding
+from mpipar.model import Transformer, begin_microbatch
+from mpipar.parallel import ledger
+from mpipar.train import step as step_module
 from mpipar.train.metrics import Totals
 from tests.parallel.small_data import small_step
+from tests.stand_in import arithmetic
 
 # What has a result whose value, or shape, Python needs at once.
 READING = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal", "aten::masked_select"}
@@ -58,6 +64,70 @@ def test_the_number_of_microbatches_does_not_enter(comm: Communicator, shared_pa
         step.replicas.close()
     assert found[0] == found[1]
     assert found[0][1] == 2, "losses and counts together, and the norms of the gradient's blocks"
+
+
+@pytest.fixture
+def as_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contributions are noted as they are on a GPU: nobody is told."""
+
+    def add_rounded(total: Tensor, x: Tensor, spacing: float, largest: Tensor, *, first: bool) -> None:
+        dtype = str(x.dtype).removeprefix("torch.")
+        addresses = total.data_ptr(), x.data_ptr(), x.numel(), dtype, exact.anchor(spacing), first, largest.data_ptr()
+        arithmetic.round_and_add(Rounding(*addresses))
+
+    monkeypatch.setattr(ledger, "is_on_gpu", lambda x: True)
+    monkeypatch.setattr(ledger, "add_rounded_on_gpu", add_rounded)
+
+
+def test_sums_without_rounding_read_no_more(
+    comm: Communicator, shared_path: Path, lists: list[Tensor], as_on_gpus: None
+) -> None:
+    found = []
+    for microbatch in (1, 2):
+        step, source = small_step(comm, shared_path, reproducible=True, microbatch=microbatch)
+        with Reads() as reads:
+            lists.clear()
+            step.compute(0, source, stop=False)
+        found.append((reads.count, len(lists)))
+        source.close()
+        step.replicas.close()
+    assert found[0] == found[1]
+    assert found[0][1] == 3, "losses, counts and faults together; the largest gradients; the norms"
+
+
+@pytest.mark.parametrize("where", ["on the CPU", "as on GPUs"])
+@pytest.mark.parametrize("wrong", [math.inf, 2.0**60])
+def test_the_microbatch_at_fault_is_named(
+    comm: Communicator,
+    shared_path: Path,
+    where: str,
+    wrong: float,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its loss is a number, and its gradient is infinite, or too large for the grid."""
+    if where == "as on GPUs":
+        request.getfixturevalue("as_on_gpus")
+    step, source = small_step(comm, shared_path, reproducible=True, microbatch=1)
+    while True:  # until the grids fit
+        step.compute(0, source, stop=False)
+        if step.fits():
+            break
+    step.replicas.start_over()
+    now: list[int] = []
+
+    def noting(model: Transformer, seed: int, number: int, index: int) -> None:
+        now[:] = [index]
+        begin_microbatch(model, seed, number, index)
+
+    monkeypatch.setattr(step_module, "begin_microbatch", noting)
+    weight = step.model.get_parameter("layers.0.attention.wq.weight")
+    weight.register_hook(lambda gradient: gradient * wrong if now == [5] else gradient)
+    computed = step.compute(0, source, stop=False)
+    assert computed.totals.faults.nonzero()[0].tolist() == [5]
+    assert torch.tensor(computed.totals.losses).isfinite().all()
+    source.close()
+    step.replicas.close()
 
 
 def test_an_evaluation_reads_once(comm: Communicator, shared_path: Path, lists: list[Tensor]) -> None:

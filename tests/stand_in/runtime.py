@@ -46,11 +46,12 @@ class StandIn:
         self.board = board
         self.failure: BaseException | None = None
         self.waits_on_host = 0  # how often this process's host has waited for the device
+        self.waits_for_others = 0  # how often its streams were told to wait for events of other processes
+        self.known: Clock = np.zeros((PROCESSES, STREAMS), np.int64)  # by this process's host to be done
         self._me = board.process
         self._counts = [0] * STREAMS
         self._clocks: list[Clock] = [np.zeros((PROCESSES, STREAMS), np.int64) for _ in range(STREAMS)]
         self._queues: list[deque[Callable[[], bool]]] = [deque() for _ in range(STREAMS)]
-        self._host: Clock = np.zeros((PROCESSES, STREAMS), np.int64)
         self._num_streams = 1
         self._maps: dict[int, tuple[mmap.mmap, int, Span]] = {}  # by address: memory, descriptor, whole span
         self._exported: dict[int, bytes] = {}
@@ -62,6 +63,9 @@ class StandIn:
         self._ended = False
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
+
+    def current(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     # Streams and events
 
@@ -93,7 +97,7 @@ class StandIn:
         with self._lock:
             entry = self.board.own["events"][index]
             # What the host has seen done is done before what it gives the stream now.
-            np.maximum(self._clocks[stream], self._host, out=self._clocks[stream])
+            np.maximum(self._clocks[stream], self.known, out=self._clocks[stream])
             entry["clock"] = self._clocks[stream].ravel()
             number = int(entry["recorded"]) + 1
 
@@ -112,6 +116,7 @@ class StandIn:
         entry = self.board.parts[process]["events"][index]
         if entry["live"] == 1 and process != self._me:
             raise Misuse("an event of another process that is not shared")
+        self.waits_for_others += process != self._me
         with self._lock:
             number = int(entry["recorded"])
             if number == 0:
@@ -125,7 +130,7 @@ class StandIn:
         number = int(entry["recorded"])
         if not self._is_done(process, index, number):
             return False
-        np.maximum(self._host, entry["clock"].reshape(PROCESSES, STREAMS), out=self._host)
+        np.maximum(self.known, entry["clock"].reshape(PROCESSES, STREAMS), out=self.known)
         return True
 
     def synchronise(self, event: int) -> None:
@@ -268,6 +273,11 @@ class StandIn:
 
     # For tests
 
+    @property
+    def num_events(self) -> int:
+        """Of this process, that were not destroyed."""
+        return int((self.board.own["events"]["live"] != 0).sum())
+
     def array(self, size: int, dtype: torch.dtype) -> Tensor:
         """[size] on the device, of no defined content."""
         num_bytes = max(1, size * dtype.itemsize)
@@ -299,6 +309,11 @@ class StandIn:
         self.finish()
         return found[0]
 
+    def is_busy(self, stream: int) -> bool:
+        """Whether a stream has something left to do."""
+        with self._lock:
+            return bool(self._queues[stream])
+
     def finish(self) -> None:
         """Waits for the caller's stream."""
         event = self.event()
@@ -310,6 +325,7 @@ class StandIn:
         """The process is gone, and with it all that it had given to the device."""
         self._drain()
         self.board.own["num_accesses"] = 0
+        self.board.own["events"]["live"] = 0  # a wait for one of them is a misuse
         for part in self.board.parts:
             part["allocations"]["opened"][:, self._me] = 0
 
@@ -337,7 +353,7 @@ class StandIn:
         with self._lock:
             self._counts[stream] += 1
             clock = self._clocks[stream]
-            np.maximum(clock, self._host, out=clock)
+            np.maximum(clock, self.known, out=clock)
             clock[self._me, stream] = self._counts[stream]
             for spans, is_writing in ((reads or [], False), (writes or [], True)):
                 for address, num_bytes in spans:

@@ -23,8 +23,11 @@ the wait is given, and must not be recorded again before. Both follow from the m
 - *Slots*, taken in the same turn, are written again when the stream has waited for the neighbours' next arrival, which
   they recorded behind the kernel that read the slot.
 
-If ranks may die and be survived, a wait for an event of the dead would be for ever. Then the host first waits until its
-own event is reached, in the loop that looks at the clock and for deaths, and comes to the meeting after that.
+If ranks may die and be survived, a stream that waits for an event of the dead would wait for ever, and CUDA promises
+nothing of an event whose process is gone. Then there are no shared events. The host waits until its own stream is done,
+in the loop that looks at the clock and for deaths, and comes to the meeting after that: what a neighbour's host gives
+its stream behind the meeting then begins behind what is done. The order in which memory may be written again is the
+same as above, for to come to a meeting is to have done what was given before it.
 
 Memory is given back in this order: a rank's stream is done; it closes its neighbours' memory; all have come to say so;
 the rank frees its own, when the last tensor in it is gone. What was never closed is left to the end of the process, for
@@ -35,7 +38,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,16 +47,17 @@ import torch
 from torch import Tensor
 
 from mpipar.comm.call import Call
-from mpipar.comm.device.gpu import Gpu, Reached
+from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.device.runtime import DeviceError, Runtime
 from mpipar.comm.host import Host
-from mpipar.comm.pending import Pending
+from mpipar.comm.pending import Finish, Pending
 from mpipar.comm.segment import Exchange
 
 ALIGNMENT = 512
 _BLOCK_BYTES = 2 << 20  # CUDA cuts smaller allocations out of blocks of this size, and a handle opens the whole block
 SLOT_BYTES = 4 << 20
 _WORD_BYTES = 8
+_PURPOSE = "arena"  # of the stream
 
 
 class Place(NamedTuple):
@@ -95,13 +99,14 @@ class Member:
 
     Args:
         address: Of its segment.
-        arrived: Two events.
-        done: An event.
+        events: Two for `arrived`, and one for `done`; none if ranks may die and be survived.
     """
 
     address: int
-    arrived: tuple[int, int]
-    done: int
+    events: tuple[int, ...]
+
+
+_DONE = 2  # its place among the events
 
 
 class DeviceArena:
@@ -125,7 +130,7 @@ class DeviceArena:
         self.gpu = gpu
         self.rank = rank
         self.rows = tuple(member.address for member in members)
-        self.stream = gpu.stream("arena")
+        self.stream = gpu.stream(_PURPOSE)
         self.table = _table(gpu, self.rows, self.stream)
         self._members = members
         self._others = [member for index, member in enumerate(members) if index != rank]
@@ -140,11 +145,10 @@ class DeviceArena:
     def less(self, kept: list[int]) -> DeviceArena:
         """The same with some of its segments, this process's among them: `kept` are their numbers here.
 
-        This one is not to be used any more. What this rank's stream still does in the segments is waited for, so when
-        all who are kept have come back from here nobody writes into anybody's memory.
+        This one is not to be used any more, and was waited for (`through`): so when all who are kept have come back
+        from here nobody writes into anybody's memory.
         """
         assert self._segment is not None
-        self.gpu.finish(self.stream)
         for index, member in enumerate(self._members):
             if index not in kept:
                 with suppress(DeviceError):  # CUDA promises nothing of what was a dead process's
@@ -185,7 +189,7 @@ class DeviceArena:
             call: What this rank has come for.
         """
         self._turn ^= 1
-        yield from self._wait_for_all(host, call, lambda member: member.arrived[self._turn])
+        yield from self._wait_for_all(host, call, self._turn)
 
     @property
     def slot(self) -> int:
@@ -195,11 +199,14 @@ class DeviceArena:
 
     def part(self, host: Host) -> Iterator[Pending]:
         """The same, at the end of what all do in each other's memory."""
-        yield from self._wait_for_all(host, None, lambda member: member.done)
+        yield from self._wait_for_all(host, None, _DONE)
+
+    def through(self) -> Iterator[Pending]:
+        """To wait until this rank has done on the GPU what it was to do in the segments."""
+        return self.gpu.through(self.stream)
 
     def close(self) -> None:
-        """The neighbours' memory is not used here any more."""
-        self.gpu.finish(self.stream)
+        """The neighbours' memory is not used here any more; what was done there is waited for."""
         for member in self._others:
             self._close(member)
 
@@ -208,23 +215,24 @@ class DeviceArena:
         assert self._segment is not None
         self._segment.closed_by_all()
         self._segment = None
-        for event in (*self._own.arrived, self._own.done):
+        for event in self._own.events:
             self.gpu.runtime.destroy_event(event)
         self.gpu.runtime.free(self.table)
 
-    def _wait_for_all(self, host: Host, call: Call | None, event: Callable[[Member], int]) -> Iterator[Pending]:
-        runtime = self.gpu.runtime
-        runtime.record(event(self._own), self.stream)
+    def _wait_for_all(self, host: Host, call: Call | None, event: int) -> Iterator[Pending]:
         if self._careful:
-            yield Reached(runtime, event(self._own))
+            yield from self.gpu.through(self.stream)
+            yield from host.meet(call)
+            return
+        self.gpu.runtime.record(self._own.events[event], self.stream)
         yield from host.meet(call)
         for member in self._others:
-            runtime.wait(self.stream, event(member))
+            self.gpu.runtime.wait(self.stream, member.events[event])
 
     def _close(self, member: Member) -> None:
         """Closes what was opened of a neighbour."""
         self.gpu.runtime.close_memory(member.address)
-        for event in (*member.arrived, member.done):
+        for event in member.events:
             self.gpu.runtime.destroy_event(event)
 
 
@@ -233,14 +241,17 @@ class Handles(NamedTuple):
 
     gpu: str
     memory: bytes
-    events: tuple[bytes, bytes, bytes]
+    events: tuple[bytes, ...]
 
 
-def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *, careful: bool) -> DeviceArena | str:
+def open_device_arena(
+    exchange: Exchange, finish: Finish, gpu: Gpu, rank: int, num_bytes: int, *, careful: bool
+) -> DeviceArena | str:
     """Collective: an arena of `num_bytes` a rank on the GPUs, or on all ranks the reason why there can be none.
 
     Args:
         exchange: Between the ranks of the host.
+        finish: Runs what this rank waits for alone.
         gpu: This rank's.
         rank: This process among them.
         num_bytes: Of arrays, in each segment.
@@ -253,11 +264,11 @@ def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *
     mine: Handles | str
     try:
         segment = Segment(runtime, size)
-        runtime.zero(segment.address, size, gpu.stream("arena"))
-        gpu.finish(gpu.stream("arena"))
-        events = tuple(runtime.event(shared=True) for _ in range(3))
-        first, second, third = (runtime.export_event(event) for event in events)
-        mine = Handles(runtime.name, runtime.export_memory(segment.address), (first, second, third))
+        runtime.zero(segment.address, size, gpu.stream(_PURPOSE))
+        finish(gpu.through(gpu.stream(_PURPOSE)))
+        events = () if careful else tuple(runtime.event(shared=True) for _ in range(_DONE + 1))
+        handles_of_events = tuple(runtime.export_event(event) for event in events)
+        mine = Handles(runtime.name, runtime.export_memory(segment.address), handles_of_events)
     except DeviceError as error:
         mine = f"{size:,} bytes of GPU memory cannot be shared: {error}"
     everybody: list[Handles | str] = exchange(mine)
@@ -269,7 +280,7 @@ def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *
                 break
             if index == rank:
                 assert segment is not None
-                members.append(Member(segment.address, (events[0], events[1]), events[2]))
+                members.append(Member(segment.address, events))
                 continue
             problem = runtime.unreachable(handles.gpu)
             if problem is None:
@@ -284,7 +295,7 @@ def open_device_arena(exchange: Exchange, gpu: Gpu, rank: int, num_bytes: int, *
     for member in members:
         if segment is None or member.address != segment.address:
             runtime.close_memory(member.address)
-            for event in (*member.arrived, member.done):
+            for event in member.events:
                 runtime.destroy_event(event)
     exchange(None)  # now nobody has this rank's memory open
     if segment is not None:
@@ -305,18 +316,17 @@ def _open(runtime: Runtime, handles: Handles) -> Member:
             runtime.destroy_event(event)
         runtime.close_memory(address)
         raise
-    return Member(address, (opened[0], opened[1]), opened[2])
+    return Member(address, tuple(opened))
 
 
 def _table(gpu: Gpu, rows: tuple[int, ...], stream: int) -> int:
-    """The addresses, in the memory of the device."""
+    """The addresses, in the memory of the device, for what this stream is given from now on."""
     num_bytes = _WORD_BYTES * len(rows)
     table = gpu.runtime.allocate(num_bytes)
     pinned, size = gpu.pinned.take(num_bytes)
     (ctypes.c_uint64 * len(rows)).from_address(pinned)[:] = list(rows)
     gpu.runtime.copy(table, pinned, num_bytes, stream)
-    gpu.finish(stream)
-    gpu.pinned.give(pinned, size, lambda: None)
+    gpu.pinned.give(pinned, size, [gpu.mark(stream)])
     return table
 
 

@@ -53,7 +53,7 @@ class Cuda:
         self._api = self._cupy.cuda.runtime
         self._index = index
         try:
-            with self._current():
+            with self.current():
                 self._api.free(self._api.malloc(256))  # makes the context, or says why there can be none
                 self.name: str = self._api.deviceGetPCIBusId(index)
                 self._processors: int = self._api.deviceGetAttribute(self._api.cudaDevAttrMultiProcessorCount, index)
@@ -65,10 +65,15 @@ class Cuda:
             ) from error
         self._streams: dict[int, Any] = {}
 
+    def current(self) -> AbstractContextManager[object]:
+        # A new object each time: it knows what was current before, and several threads come here.
+        device: AbstractContextManager[object] = self._cupy.cuda.Device(self._index)
+        return device
+
     def current_stream(self, array: Any) -> int:
         if isinstance(array, Tensor):
             return int(torch.cuda.current_stream(self._index).cuda_stream)
-        with self._current():
+        with self.current():
             return int(self._cupy.cuda.get_current_stream().ptr)
 
     def stream(self) -> int:
@@ -94,6 +99,7 @@ class Cuda:
 
     def reached(self, event: int) -> bool:
         with self._calling():
+            # "Not ready" stays the last error of CuPy's runtime, which is linked into it: torch looks at its own.
             status: int = self._api.eventQuery(event)
             if status not in (0, _NOT_READY):
                 raise self._api.CUDARuntimeError(status)
@@ -176,8 +182,9 @@ class Cuda:
                 f"GPU {name} of a neighbour is hidden from this rank, which is on GPU {self.name}: let all ranks of a "
                 "host see all its GPUs, CUDA_VISIBLE_DEVICES the same for all"
             )
-        if not self._api.deviceCanAccessPeer(self._index, peer):
-            return f"GPUs {self.name} and {name} cannot read each other's memory"
+        with self._calling():
+            if not self._api.deviceCanAccessPeer(self._index, peer):
+                return f"GPUs {self.name} and {name} cannot read each other's memory"
         return None
 
     def add(self, addition: Addition, stream: int) -> None:
@@ -231,18 +238,12 @@ class Cuda:
 
     def _stream(self, stream: int) -> Any:
         """CuPy's object for a stream, which makes it current where it is entered."""
-        if stream not in self._streams:
-            of_others = getattr(self._cupy.cuda.Stream, "from_external", None)
-            self._streams[stream] = (
-                self._cupy.cuda.ExternalStream(stream, self._index)
-                if of_others is None
-                else of_others(_Foreign(stream))
-            )
-        return self._streams[stream]
-
-    def _current(self) -> Any:
-        """The GPU is current where this is entered. A new object each time: several threads come here."""
-        return self._cupy.cuda.Device(self._index)
+        known = self._streams.get(stream)
+        if known is not None:
+            return known
+        of_others = getattr(self._cupy.cuda.Stream, "from_external", None)
+        made = self._cupy.cuda.ExternalStream(stream, self._index) if of_others is None else of_others(_Foreign(stream))
+        return self._streams.setdefault(stream, made)  # one object for all threads
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -251,7 +252,7 @@ class Cuda:
         Raises:
             DeviceError: CUDA refuses one.
         """
-        with self._current():
+        with self.current():
             try:
                 yield
             except (self._api.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:

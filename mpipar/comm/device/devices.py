@@ -15,13 +15,14 @@ from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.device.staging import Staged
 from mpipar.comm.device.transport import Transport
 from mpipar.comm.device.views import View
+from mpipar.comm.environment import require_other_threads
 
 
 def gpu_of(array: Any) -> Gpu | None:
     """The GPU that an array is on.
 
     Raises:
-        ConfigError: CuPy is missing, or cannot use it.
+        ConfigError: CuPy is missing, or cannot use it; or MPI may be called from the main thread only.
     """
     if isinstance(array, np.ndarray):
         return None
@@ -56,4 +57,5 @@ def buffer_of(array: Any, transport: Transport, *, writable: bool = True, reads:
 
 @cache
 def _gpu(index: int) -> Gpu:
+    require_other_threads()
     return Gpu(open_gpu(index))

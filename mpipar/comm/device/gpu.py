@@ -1,8 +1,14 @@
-"""A GPU with what operations on it need and keep: events, pinned memory, and how they follow the caller's stream."""
+"""A GPU with what operations on it need and keep: events, pinned memory, and how they follow the caller's stream.
+
+What is kept is given back by whoever drops it last, which may be a finalizer: in the middle of anything, on any thread.
+So giving back is one append, and all else is done by who takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpipar.comm.device.runtime import Runtime
@@ -26,39 +32,75 @@ class Gpu:
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.pinned = Pinned(runtime)
-        self._events: list[int] = []
+        self._events: deque[int] = deque()  # that stand for nothing
         self._streams: dict[str, int] = {}
+        self._lock = threading.RLock()
 
     def stream(self, purpose: str) -> int:
         """A stream of this process, one for each purpose."""
-        if purpose not in self._streams:
-            self._streams[purpose] = self.runtime.stream()
-        return self._streams[purpose]
+        with self._lock:
+            if purpose not in self._streams:
+                self._streams[purpose] = self.runtime.stream()
+            return self._streams[purpose]
 
-    def mark(self, stream: int) -> int:
-        """An event for what the stream has been given so far. `forget` takes it back."""
-        try:  # without looking first: a finalizer may come between
-            event = self._events.pop()
+    def mark(self, stream: int) -> Mark:
+        """What the stream has been given so far."""
+        try:  # without looking first: another may take it between
+            event = self._events.popleft()
         except IndexError:
             event = self.runtime.event()
+        mark = Mark(self.runtime, event, self._events)
         self.runtime.record(event, stream)
-        return event
-
-    def forget(self, event: int) -> None:
-        """The event can stand for something else: what waits for it was told before, and keeps to that."""
-        self._events.append(event)
+        return mark
 
     def follow(self, stream: int, other: int) -> None:
         """What `stream` is given from now on is done after what `other` has been given so far. Nobody waits here."""
-        event = self.mark(other)
-        self.runtime.wait(stream, event)
-        self.forget(event)
+        self.mark(other).hold(stream)
 
-    def finish(self, stream: int) -> None:
-        """Waits here until the stream has done what it was given."""
-        event = self.mark(stream)
-        self.runtime.synchronise(event)
-        self.forget(event)
+    def through(self, stream: int) -> Iterator[Pending]:
+        """For an algorithm: to wait until the stream has done what it was given."""
+        yield self.mark(stream)
+
+
+class Mark(Pending):
+    """A place in what a stream is given. `Gpu.mark` makes it.
+
+    Its event stands for another place when nobody holds this any more: streams that wait for it were told before, and
+    keep to that.
+
+    Args:
+        runtime: Of the GPU.
+        event: What is recorded there.
+        returned: Where the event is to go.
+    """
+
+    __slots__ = ("_event", "_returned", "_runtime")
+
+    def __init__(self, runtime: Runtime, event: int, returned: deque[int]):
+        self._runtime = runtime
+        self._event = event
+        self._returned = returned
+
+    def __del__(self) -> None:
+        self._returned.append(self._event)
+
+    def through(self) -> bool:
+        """Whether the stream has come there."""
+        return self._runtime.reached(self._event)
+
+    def stuck(self) -> str:
+        return (
+            f"GPU {self._runtime.name} has not done what this rank gave it: a kernel does not end, here or on "
+            "a rank of this host that it waits for"
+        )
+
+    def wait(self) -> None:
+        """Returns when it has."""
+        self._runtime.synchronise(self._event)
+
+    def hold(self, stream: int) -> None:
+        """What another stream is given from now on is done after that."""
+        self._runtime.wait(stream, self._event)
 
 
 class Caller:
@@ -77,32 +119,18 @@ class Caller:
     def __init__(self, gpu: Gpu, array: Any):
         self._gpu = gpu
         self.stream = gpu.runtime.current_stream(array)
-        self._called = gpu.mark(self.stream)
+        self._called: Mark | None = gpu.mark(self.stream)
 
     def before(self, *streams: int) -> None:
         """These streams follow the call. It is asked for once: what was called has begun."""
-        assert self._called, "the operation has begun before"
+        assert self._called is not None, "the operation has begun before"
         for stream in streams:
-            self._gpu.runtime.wait(stream, self._called)
-        self._gpu.forget(self._called)
-        self._called = 0
+            self._called.hold(stream)
+        self._called = None
 
     def after(self, stream: int) -> None:
         """The caller's stream follows this one."""
         self._gpu.follow(self.stream, stream)
-
-
-class Reached(Pending):
-    """An event that is on its way, for a host that has to know."""
-
-    __slots__ = ("_event", "_runtime")
-
-    def __init__(self, runtime: Runtime, event: int):
-        self._runtime = runtime
-        self._event = event
-
-    def through(self) -> bool:
-        return self._runtime.reached(self._event)
 
 
 class Pinned:
@@ -114,31 +142,55 @@ class Pinned:
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._free: dict[int, list[tuple[int, Callable[[], None]]]] = {}
+        self._returned: deque[_Block] = deque()
+        self._free: dict[int, deque[_Block]] = {}  # by size
         self._free_bytes = 0
+        self._lock = threading.Lock()
 
     def take(self, num_bytes: int) -> tuple[int, int]:
         """(address, size) of memory that nothing reads or writes any more."""
         size = max(_LEAST_PINNED_BYTES, 1 << (num_bytes - 1).bit_length()) if num_bytes else _LEAST_PINNED_BYTES
-        blocks = self._free.get(size)
-        if not blocks:
-            return self._runtime.pinned(size), size
-        address, wait = blocks.pop(0)  # the one that has been free for longest
-        self._free_bytes -= size
-        wait()
-        return address, size
+        with self._lock:
+            self._sort_in()
+            blocks = self._free.get(size)
+            if not blocks:
+                return self._runtime.pinned(size), size
+            self._free_bytes -= size
+            block = blocks.popleft()  # the one that has been free for longest
+        block.wait()
+        return block.address, size
 
-    def give(self, address: int, size: int, wait: Callable[[], None]) -> None:
+    def give(self, address: int, size: int, marks: Sequence[Mark]) -> None:
         """Takes it back.
 
         Args:
             address: Of the memory.
             size: As it was taken.
-            wait: Returns when the device has done with it. It is called before the memory is used again.
+            marks: Behind them the device has done with it. They are waited for before the memory is used again.
         """
-        if self._free_bytes + size > _MOST_PINNED_BYTES:
-            wait()
-            self._runtime.free_pinned(address)
-            return
-        self._free.setdefault(size, []).append((address, wait))
-        self._free_bytes += size
+        self._returned.append(_Block(address, size, marks))
+
+    def _sort_in(self) -> None:
+        """What was given back is kept for the next operation, or freed, if that is enough."""
+        while self._returned:
+            block = self._returned.popleft()
+            if self._free_bytes + block.size > _MOST_PINNED_BYTES:
+                block.wait()
+                self._runtime.free_pinned(block.address)
+            else:
+                self._free.setdefault(block.size, deque()).append(block)
+                self._free_bytes += block.size
+
+
+class _Block:
+    """Memory that was given back."""
+
+    def __init__(self, address: int, size: int, marks: Sequence[Mark]):
+        self.address = address
+        self.size = size
+        self._marks = marks
+
+    def wait(self) -> None:
+        """Until the device has done with it."""
+        for mark in self._marks:
+            mark.wait()

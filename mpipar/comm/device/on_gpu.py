@@ -31,10 +31,11 @@ class OnGpu(Buffer):
         self._origin = array.detach() if kind == "torch" else array
         check_layout(self._origin, kind, writable)
         self.is_contiguous = is_contiguous(self._origin, kind) and not (kind == "torch" and self._origin.is_neg())
-        if kind == "torch":
-            self._flat = self._origin.resolve_neg().contiguous().view(-1)
-        else:
-            self._flat = self._origin.ravel() if self.is_contiguous else self._origin.copy().ravel()
+        with gpu.runtime.current():  # CuPy copies to the current GPU, wherever the array is
+            if kind == "torch":
+                self._flat = self._origin.resolve_neg().contiguous().view(-1)
+            else:
+                self._flat = self._origin.ravel() if self.is_contiguous else self._origin.copy().ravel()
         self._writable = writable
         self._bytes = None
         self._staged = False

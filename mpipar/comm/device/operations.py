@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from mpipar.comm.buffers import Op
-from mpipar.comm.call import Call, checksum
+from mpipar.comm.call import ON_GPU, Call, checksum
 from mpipar.comm.device import collectives
 from mpipar.comm.device.arena import DeviceArena, Place
 from mpipar.comm.device.on_gpu import OnGpu
@@ -36,7 +37,7 @@ class GpuOperations:
 
     def all_reduce(self, x: OnGpu, op: Op) -> Operation | None:
         """x becomes the sum, mean or maximum."""
-        call = Call(f"all_reduce({op})", x.dtype, x.size)
+        call = Call(f"all_reduce({op})", x.dtype, x.size, ON_GPU)
         if self._alone:
             return _nothing_to_do(call, x)
         if self.host is None:
@@ -44,7 +45,7 @@ class GpuOperations:
         arena, place, number = self._locate(x)
         small = x.size * x.itemsize <= collectives.THROUGH_SLOTS_BYTES
         if arena is not None and place is not None and not small:
-            there = Call(call.kind, x.dtype, x.size, number)
+            there = replace(call, detail=ON_GPU | number)
             return _operation(there, collectives.all_reduce(self.host, arena, place, op, there, x.caller))
         of_gpu = next((arena for _, arena in self._arenas if arena.gpu is x.gpu), None)
         if of_gpu is None:
@@ -66,7 +67,7 @@ class GpuOperations:
             and target is not None
             and x.dtype == "float64"
         ):
-            call = Call("all_reduce(sum)", x.dtype, x.size, checksum([number, target_number]))
+            call = Call("all_reduce(sum)", x.dtype, x.size, ON_GPU | checksum([number, target_number]))
             steps = collectives.all_reduce_into(self.host, arena, place, target, call, x.caller)
             operation = _operation(call, steps)
         else:

@@ -78,6 +78,12 @@ class Runtime(Protocol):
     def name(self) -> str:
         """Which GPU of the host it is, by a name that all processes have for it."""
 
+    def current(self) -> AbstractContextManager[object]:
+        """Where this is entered the GPU is the current one of the thread, for libraries that ask which one that is.
+
+        The calls below see to it themselves.
+        """
+
     # Streams and events
 
     def current_stream(self, array: Any) -> int:

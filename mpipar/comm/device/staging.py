@@ -17,14 +17,13 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mpipar.comm.buffers import Buffer, Op, addable
-from mpipar.comm.device.gpu import Gpu, Reached
+from mpipar.comm.device.gpu import Gpu, Mark
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import segments
@@ -34,11 +33,11 @@ PIECE_BYTES = 4 << 20
 
 
 class Piece(NamedTuple):
-    """Elements [start, stop) that are on their way down, and the event that says they are there."""
+    """Elements [start, stop) that are on their way down, and the mark behind which they are there."""
 
     start: int
     stop: int
-    event: int
+    mark: Mark
 
 
 class Staged(OnGpu):
@@ -76,13 +75,12 @@ class Staged(OnGpu):
                 self._bring(start, stop)
 
     def coming(self, start: int, stop: int) -> list[Pending]:
-        return [Reached(self.gpu.runtime, piece.event) for piece in self._on_the_way(start, stop)]
+        return [piece.mark for piece in self._on_the_way(start, stop)]
 
     def wait_for(self, start: int, stop: int) -> None:
         """Until elements [start, stop) are here, those of them that are to come."""
         for piece in self._on_the_way(start, stop):
-            self.gpu.runtime.synchronise(piece.event)
-            self.gpu.forget(piece.event)
+            piece.mark.wait()
             self._down.remove(piece)
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
@@ -172,10 +170,4 @@ class _Copy:
         """To the next operation, which waits until nothing is copied from it or to it any more."""
         gpu = self._gpu
         marks = [gpu.mark(gpu.stream(purpose)) for purpose in ("down", "up")]
-        gpu.pinned.give(self.address, self._size, partial(_wait_and_forget, gpu, marks))
-
-
-def _wait_and_forget(gpu: Gpu, events: list[int]) -> None:
-    for event in events:
-        gpu.runtime.synchronise(event)
-        gpu.forget(event)
+        gpu.pinned.give(self.address, self._size, marks)

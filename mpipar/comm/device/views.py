@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from mpipar.comm.buffers import Buffer, Op, accumulate
 from mpipar.comm.device.cuda import as_message
-from mpipar.comm.device.gpu import Gpu, Reached
+from mpipar.comm.device.gpu import Gpu, Mark
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
 from mpipar.comm.pending import Pending
@@ -23,14 +23,15 @@ from mpipar.comm.pending import Pending
 class View(OnGpu):
     """The memory of one array itself, for one operation."""
 
-    __slots__ = ("_began", "_event", "_stream")
+    __slots__ = ("_began", "_given", "_stream")
 
     def __init__(self, gpu: Gpu, array: Any, *, writable: bool = True):
         super().__init__(gpu, array, writable=writable)
         self.lib = torch
-        self.values = self._flat if isinstance(self._flat, torch.Tensor) else from_dlpack(self._flat)
+        with gpu.runtime.current():
+            self.values = self._flat if isinstance(self._flat, torch.Tensor) else from_dlpack(self._flat)
         self._stream = gpu.stream("views")
-        self._event = 0  # for what the stream works on; 0 for nothing
+        self._given: Mark | None = None  # behind what the stream works on, if it has to be waited for
         self._began = False
 
     @property
@@ -38,24 +39,25 @@ class View(OnGpu):
         return False
 
     def fresh(self, size: int) -> Buffer:
-        return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
+        with self.gpu.runtime.on(self._stream):  # behind which torch may use the memory again
+            return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
 
     def coming(self, start: int, stop: int) -> list[Pending]:
         self._begin()
-        return [Reached(self.gpu.runtime, self._event)] if self._event else []
+        return [self._given] if self._given is not None else []
 
     def wait_for(self, start: int, stop: int) -> None:
         """Until all that this operation has given the device is done, and what the caller had."""
         self._begin()
-        if self._event:
-            self.gpu.runtime.synchronise(self._event)
-            self.gpu.forget(self._event)
-            self._event = 0
+        if self._given is not None:
+            self._given.wait()
+            self._given = None
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
         self.wait_for(start, stop)
         if self._bytes is None:
-            self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
+            with self.gpu.runtime.current():
+                self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
         return self._bytes[start * self.itemsize : stop * self.itemsize], MPI.BYTE
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
@@ -95,10 +97,8 @@ class View(OnGpu):
         if not self._began:
             self._began = True
             self.caller.before(self._stream)
-            self._event = self.gpu.mark(self._stream)
+            self._given = self.gpu.mark(self._stream)
 
     def _gave(self) -> None:
         """The stream has something to do."""
-        if self._event:
-            self.gpu.forget(self._event)
-        self._event = self.gpu.mark(self._stream)
+        self._given = self.gpu.mark(self._stream)
