@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -47,8 +48,8 @@ def take_turns(
     times = {name: np.zeros(rounds) for name in contestants}
     names = list(contestants)
     for i in range(-warmup, rounds):
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:  # nobody always follows the same one, whose cache it would find
+        # Nobody always follows the same one, in whose cache it would find its array, or not.
+        for name in random.Random(i).sample(names, len(names)):
             run = contestants[name]
             prepare(name)
             world.barrier()
