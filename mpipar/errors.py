@@ -22,6 +22,8 @@ errors of the input or of the machine, never of the program, for which `assert` 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MpiparError(Exception):
     """The base of all errors of mpipar.
@@ -66,6 +68,19 @@ class ConfigError(MpiparError, ValueError):
 
 class DataError(MpiparError):
     """Shards that are missing, truncated, damaged, or that belong to another tokenizer."""
+
+
+class DamagedError(DataError):
+    """A file whose bytes are not those that were written.
+
+    Args:
+        what: Which file, and what is wrong with it.
+        advice: What to do, for who knows no better.
+    """
+
+    def __init__(self, what: str, advice: str = "", **where: Any):
+        super().__init__(f"{what}. {advice}" if advice else what, **where)
+        self.what = what
 
 
 class CheckpointError(MpiparError):

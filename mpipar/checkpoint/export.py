@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ def export(found: Checkpoint, out: Path, names: Names) -> int:
     Raises:
         CheckpointError: The checkpoint is damaged, or the library has no such model; `out` cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if out.exists():
@@ -79,8 +81,10 @@ def export(found: Checkpoint, out: Path, names: Names) -> int:
             tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise CheckpointError(f"--out {out} cannot be written: {error.strerror or error}") from error
+            shutil.copymode(partial / "config.json", partial / "model.safetensors")  # the library lets nobody else read
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"--out {out} cannot be written: {reason}. Make room, or choose another place") from error
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 

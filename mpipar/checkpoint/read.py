@@ -19,7 +19,7 @@ from mpipar.checkpoint import dtypes
 from mpipar.checkpoint.box import Box, reads
 from mpipar.checkpoint.folder import steps
 from mpipar.checkpoint.index import INDEX, Index, IndexFault, StoredSlice, Text, decode, file_name
-from mpipar.errors import CheckpointError, DataError
+from mpipar.errors import CheckpointError, DamagedError, DataError
 from mpipar.storage import BLOCK_BYTES, ArrayFile, StoredArray, table_checksum
 
 _READ_BYTES = 8 << 20
@@ -102,7 +102,7 @@ class Checkpoint(Mapping[str, Tensor]):
             try:
                 self._file(number).verify()
             except DataError as error:
-                raise self._damaged(error.message) from error
+                raise self._damaged(error) from error
         for stored in self.index.tensors.values():
             for part in stored.slices:
                 self._array(part)
@@ -142,7 +142,7 @@ class Checkpoint(Mapping[str, Tensor]):
             try:
                 file = ArrayFile(path)
             except DataError as error:
-                raise self._damaged(error.message) from error
+                raise self._damaged(error) from error
             self._files[number] = file
         return self._files[number]
 
@@ -151,7 +151,7 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             array = self._file(part.file)[part.dataset]
         except DataError as error:
-            raise self._damaged(error.message) from error
+            raise self._damaged(error) from error
         if array.shape != part.box.extent or table_checksum(array.crcs) != part.crc32:
             raise self._damaged(f"{file_name(part.file)} is not the one of {INDEX}: it has another {part.dataset!r}")
         return array
@@ -167,12 +167,14 @@ class Checkpoint(Mapping[str, Tensor]):
                 else:
                     target[...] = array.read(read.begin, read.end).reshape(read.shape)[read.index]
         except DataError as error:
-            raise self._damaged(error.message) from error
+            raise self._damaged(error) from error
 
-    def _damaged(self, what: str) -> CheckpointError:
+    def _damaged(self, problem: str | DataError) -> CheckpointError:
+        what = problem.what if isinstance(problem, DamagedError) else str(problem)
         others = [other for other in steps(self.path.parent) if self.path.name != f"step-{other:08d}"]
-        advice = f": to go on from step {others[-1]}, remove {self.path}" if others else ""
-        return CheckpointError(f"checkpoint {self.path} cannot be used: {what}{advice}")
+        advice = f". To go on from step {others[-1]}, remove {self.path}" if others else ""
+        named = what.replace(f"{self.path}/", "")  # files by their names in it
+        return CheckpointError(f"checkpoint {self.path} cannot be used: {named}{advice}")
 
 
 def _as_stored(tensor: Tensor, dtype: str) -> np.ndarray[Any, Any]:

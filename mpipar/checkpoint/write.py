@@ -200,11 +200,11 @@ def begin(root: Path, step: int) -> Path:
     return partial
 
 
-def cannot_write(root: Path, step: int, error: OSError) -> CheckpointError:
-    """The error of a checkpoint that could not be written."""
+def cannot_write(root: Path, step: int, error: OSError, where: str = "") -> CheckpointError:
+    """The error of a checkpoint that could not be written; `where` is for people."""
     return CheckpointError(
-        f"checkpoint {folder_of(root, step)} cannot be written: {error.strerror or error}. Earlier checkpoints are as "
-        "they were"
+        f"checkpoint {folder_of(root, step)} cannot be written: {error.strerror or error}{where}. Earlier checkpoints "
+        "are as they were"
     )
 
 

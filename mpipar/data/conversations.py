@@ -29,7 +29,7 @@ Ids = NDArray[np.uint32]
 Counted = NDArray[np.bool_]
 
 # Where a record has its messages, and what these call the role and the content.
-_FORMS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+FORMS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _OTHER_NAMES = {"human": "user", "gpt": ANSWERS}
 
 
@@ -42,13 +42,13 @@ def conversation(record: object, template: Template) -> bytes:
     """
     if not isinstance(record, dict):
         raise RecordError("no messages", "expected an object with a list in its field 'messages', got no object")
-    field = next((field for field in _FORMS if field in record), None)
+    field = next((field for field in FORMS if field in record), None)
     if field is None:
         raise RecordError("no messages", f"expected the field 'messages', got {_listed(record)}")
     messages = record[field]
     if not isinstance(messages, list) or not messages:
         raise RecordError("no messages", f"expected a list of messages in the field {field!r}")
-    turns = [_turn(message, _FORMS[field], number) for number, message in enumerate(messages, start=1)]
+    turns = [_turn(message, FORMS[field], number) for number, message in enumerate(messages, start=1)]
     for number, (role, content) in enumerate(turns, start=1):
         if role not in template.roles:
             known = ", ".join(template.roles)

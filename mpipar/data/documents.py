@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from mpipar.data import parquet
-from mpipar.data.conversations import conversation
+from mpipar.data.conversations import FORMS, conversation
 from mpipar.data.corpus import SHORTEST_CUT_BYTES, Piece
 from mpipar.data.skipped import PieceError, RecordError, Tally
 from mpipar.data.templates import Template
@@ -163,7 +163,8 @@ def _text(record: object, text_field: str) -> bytes:
     text = record.get(text_field)
     if not isinstance(text, str):
         got = f"got {type(text).__name__}" if text_field in record else f"got {', '.join(map(repr, record)) or 'none'}"
-        raise RecordError("no text", f"expected a text in the field {text_field!r}, {got[:200]}")
+        hint = "; conversations are packed with --chat" if FORMS.keys() & record.keys() else ""
+        raise RecordError("no text", f"expected a text in the field {text_field!r}, {got[:200]}{hint}")
     return _not_empty(text.encode("utf-8"))
 
 

@@ -109,7 +109,8 @@ def prepare(inputs: Sequence[str], out: Path, settings: PackSettings) -> Recipe:
         files = _with_conversations(files, skipped)
     if not files:
         reasons = "".join(f"\n  {skip}" for skip in skipped[:10])
-        raise DataError("the inputs hold no text: there is no file in them that can be read" + reasons)
+        wanted = "text" if template is None else "conversations"
+        raise DataError(f"the inputs hold no {wanted}: there is no file in them that can be read" + reasons)
     made_by = tokenizer.load(Path(settings.tokenizer)) if settings.tokenizer else None
     if template is not None and made_by is not None:
         ChatEncoder(template, made_by)  # raises an error where they do not go together
@@ -155,11 +156,7 @@ def holds(out: Path, fingerprint: str, overwrite: bool) -> bool:
         raise DataError(f"--out {out} holds other files, and no data set that was made here: choose another folder")
     if overwrite:
         return False
-    try:
-        same = json.loads((out / RECORD_FILE).read_text())["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
+    if read_fingerprint(out) != fingerprint:
         raise DataError(
             f"--out {out} holds a data set that was packed from other input or with other settings. Use --overwrite to "
             "replace it, or choose another folder"
@@ -167,3 +164,14 @@ def holds(out: Path, fingerprint: str, overwrite: bool) -> bool:
     for split in splits_in(out):
         ShardSet.open(out, split).close()
     return True
+
+
+def read_fingerprint(folder: Path) -> str:
+    """Of what a data set was packed from. Raises DataError if its record is damaged."""
+    try:
+        return str(json.loads((folder / RECORD_FILE).read_text("utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / RECORD_FILE}, which says what the data set was packed from, cannot be read. Training does not "
+            "need it; to pack the same again use --overwrite, or choose another folder"
+        ) from error

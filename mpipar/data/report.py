@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.progress import Progress
+from mpipar.data.recipe import RECORD_FILE, read_fingerprint
 from mpipar.data.shard import Shard
 from mpipar.data.shards import ShardSet, shard_paths, splits_in, verify_index
 from mpipar.errors import DataError
@@ -67,6 +68,11 @@ def _mismatches(folder: Path) -> list[str]:
         try:
             ShardSet.open(folder, split).close()
             verify_index(folder, split)
+        except DataError as error:
+            problems.append(str(error))
+    if (folder / RECORD_FILE).exists():
+        try:
+            read_fingerprint(folder)
         except DataError as error:
             problems.append(str(error))
     return problems

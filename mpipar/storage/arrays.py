@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mpipar.errors import DataError
+from mpipar.errors import DamagedError, DataError
 from mpipar.storage.checksum import crc32
-from mpipar.storage.files import BYTE, OpenFile, OpenFiles
+from mpipar.storage.files import BYTE, RESTORE, OpenFile, OpenFiles
 from mpipar.storage.header import (
     BLOCK_BYTES,
     USER_BLOCK_BYTES,
@@ -120,7 +120,8 @@ class ArrayFile:
         bounds = sorted((extent.offset, extent.offset + extent.nbytes) for extent in extents)
         for begin, following in [*bounds, (layout.file_bytes, layout.file_bytes)]:
             if opened.read(end, begin).any():
-                raise DataError(f"{self.path}: is damaged between bytes {end:,} and {begin:,}, which should be zeros")
+                where = f"between bytes {end:,} and {begin:,}, which should be zeros"
+                raise DamagedError(f"{self.path}: is damaged {where}", RESTORE)
             end = following
 
     def close(self) -> None:
@@ -152,7 +153,7 @@ class ArrayFile:
         try:
             yield
         except HeaderError as error:
-            raise DataError(f"{self.path} {error}. Restore it from a copy, or write it again") from error
+            raise DamagedError(f"{self.path} {error}", RESTORE) from error
 
 
 class StoredArray:
@@ -260,10 +261,10 @@ class StoredArray:
     def _read_block(self, block: int, target: Array) -> None:
         self._file.opened().read_into(target, self._offset + block * BLOCK_BYTES)
         if crc32(target.data) != self._file.crcs()[self._first_block + block]:
-            raise DataError(
+            raise DamagedError(
                 f"{self._file.path}: array {self.name!r} is damaged in block {block} of {self._num_blocks} "
-                f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs. Restore the file from a copy, or write it "
-                "again"
+                f"(blocks of {BLOCK_BYTES:,} bytes): its checksum differs",
+                RESTORE,
             )
         self._unchecked[block] = 0
 

@@ -17,9 +17,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from mpipar.errors import DataError
+from mpipar.errors import DamagedError, DataError
 
 BYTE = np.dtype(np.uint8)
+
+RESTORE = "Restore it from a copy, or write it again"
 
 _MOST_OPEN = 2048
 
@@ -65,9 +67,10 @@ class OpenFile:
                 missing = array.reshape(-1).view(BYTE)[count:]
                 more = os.preadv(self._descriptor, (missing.data,), begin + count)
                 if more == 0:
-                    raise DataError(
+                    raise DamagedError(
                         f"{self.path}: ends at byte {begin + count:,}, where {missing.size:,} more were expected: it "
-                        "was truncated. Restore it from a copy, or write it again"
+                        "was truncated",
+                        RESTORE,
                     )
                 count += more
         except OSError as error:

@@ -37,9 +37,14 @@ class FileLock:
                     os.close(descriptor)
                     return holder
             if _is_at(path, descriptor):  # and not removed by its last holder in between
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
-                return cls(path, descriptor)
+                lock = cls(path, descriptor)
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+                except OSError:  # a full disk
+                    lock.release()
+                    raise
+                return lock
             os.close(descriptor)
 
     def release(self) -> None:

@@ -319,7 +319,9 @@ class Run:
             return
         if self._is_over and ending.step == self._done:
             with agreement(self._comm):
-                raise CheckpointError(ending.failure)
+                raise CheckpointError(
+                    f"{ending.failure}. Make room, and the same command goes on from the last of them"
+                )
         self._terminal.say(f"save    {ending.failure}; training goes on, the next checkpoint is another try")
 
     def _conclude(self) -> None:

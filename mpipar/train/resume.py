@@ -31,6 +31,8 @@ _MUST_MATCH = (("train", "seed"), ("train", "seq_len"), ("train", "global_batch"
 # What checkpoints of a version without the setting were made with.
 _EARLIER = {("train", "device"): "cpu"}
 
+_HEX_DIGITS = 64  # of a SHA-256
+
 # What of a model its weights do not depend on.
 _MAY_DIFFER = {"max_seq_len", "dropout"}
 
@@ -203,14 +205,31 @@ def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint)
         compared += reproducible.MUST_MATCH
     values = [(flag(*key), then[key[0]].get(key[1], _EARLIER.get(key)), now[key[0]].get(key[1])) for key in compared]
     values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
+    _require_origin(config, found)
     advice = "Give the settings it was made with, or start a new run with another --run.dir or --resume never"
     _require_equal(values, f"{found.path} is of another run", advice)
     if found.step > config.train.steps:
         raise CheckpointError(f"{found.path} is past --train.steps {config.train.steps}: ask for more steps")
 
 
+def _require_origin(config: Config, found: Checkpoint) -> None:
+    """Raises CheckpointError if --init would be without effect, where the run did not begin with it."""
+    began = found.attributes["config"].get("init")
+    if config.init is not None and (began is None or Path(began).resolve() != config.init.resolve()):
+        how = "without it" if began is None else f"with {began}"
+        raise CheckpointError(
+            f"--init {config.init}: {found.path} is of a run that began {how}. To go on with that run leave --init "
+            "out; to begin another give another --run.dir, or --resume never"
+        )
+
+
 def _require_equal(values: Sequence[tuple[str, Any, Any]], problem: str, advice: str) -> None:
     """Raises CheckpointError that lists the settings, as (name, then, now), which differ."""
-    differences = [f"{name} was {then!r} and is {now!r}" for name, then, now in values if then != now]
+    differences = [f"{name} was {_shown(then)} and is {_shown(now)}" for name, then, now in values if then != now]
     if differences:
         raise CheckpointError(f"{problem}: {'; '.join(differences)}. {advice}")
+
+
+def _shown(value: Any) -> str:
+    """Of a checksum so much as tells it from others."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == _HEX_DIGITS else repr(value)

@@ -227,9 +227,8 @@ class Saver:
         errors: list[OSError | None] = self._comm.all_gather_object(now.work.error)
         rank, error = next((rank, error) for rank, error in enumerate(errors) if error is not None)
         self.abandon()
-        said = cannot_write(self._root, now.notes.step, error)
-        said.rank = rank if self._comm.size > 1 else None
-        return Ending(now.notes.step, str(said))
+        where = f" (rank {rank})" if self._comm.size > 1 else ""
+        return Ending(now.notes.step, cannot_write(self._root, now.notes.step, error, where).message)
 
 
 Action = Callable[[], Any]

@@ -79,6 +79,9 @@ def test_fine_tuning_begins_with_the_weights_of_another_run(
     wider = run(2, *train(*settings, "--init", tmp_path / "before", "--model.dim", 64, folder="wider"))
     wider.refused("is of another model: --model.dim was 32 and is 64")
     run(2, *train(*settings, "--init", tmp_path / "nix", folder="nix")).refused("--init", "is not a folder")
+    run(2, *train(*settings, "--init", tmp_path / "before", folder="nothing")).refused("that began without it")
+    run(2, *train(*settings, "--init", tmp_path / "same", folder="tuned")).refused("that began with ")
+    assert "goes on from step 4" in run(2, *train(*settings, "--init", tmp_path / "before", folder="tuned")).ok().text
 
 
 def test_the_same_at_every_rank_count(train: Train, data: Path, chats: Path) -> None:

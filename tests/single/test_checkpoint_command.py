@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -203,3 +204,21 @@ def test_a_model_that_the_library_has_not(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"kv-heads 2: give --names mpipar"):
             export(found, tmp_path / "out", "huggingface")
         assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has errors of its own."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    config = {"model": {"family": "llama"}}
+    path = save(tmp_path, 1, {"weights/x": torch.ones(3)}, {"config": config, "vocab_size": 3}, files={}, keep=1)
+    with load(path) as found:
+        export(found, tmp_path / "out", "mpipar")
+        modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+        assert len(modes) == 1, "others may read either"
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(CheckpointError, match=r"--out .*again cannot be written: .*No space left.*Make room"):
+            export(found, tmp_path / "again", "mpipar")
+    assert not (tmp_path / "again").exists()

@@ -37,6 +37,16 @@ def test_pack_info_verify(text: Path, tmp_path: Path) -> None:
     verified = run("verify", tmp_path / "out")
     assert (verified.returncode, verified.stdout) == (0, f"{tmp_path}/out: all is well\n")
 
+    record = tmp_path / "out/pack.json"
+    said = record.read_text()
+    record.write_text("[]")
+    for refused in (
+        run("verify", tmp_path / "out"),
+        run("pack", text, "--out", tmp_path / "out", "--vocab-size", "300"),
+    ):
+        assert refused.returncode == 1 and f"{record}, which says what" in refused.stdout + refused.stderr
+    record.write_text(said)
+
     shard = tmp_path / "out/train-00000.h5"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
