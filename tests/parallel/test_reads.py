@@ -52,10 +52,11 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
-def test_the_number_of_microbatches_does_not_enter(comm: Communicator, shared_path: Path, lists: list[Tensor]) -> None:
+def num_lists(comm: Communicator, shared_path: Path, lists: list[Tensor], *, reproducible: bool) -> int:
+    """How many tensors a step reads as lists; and whatever it reads, it is as much with 8 microbatches as with 4."""
     found = []
-    for microbatch in (1, 2):  # 8 in a step, and 4
-        step, source = small_step(comm, shared_path, reproducible=False, microbatch=microbatch)
+    for microbatch in (1, 2):
+        step, source = small_step(comm, shared_path, reproducible=reproducible, microbatch=microbatch)
         with Reads() as reads:
             lists.clear()
             step.compute(0, source, stop=False)
@@ -63,7 +64,12 @@ def test_the_number_of_microbatches_does_not_enter(comm: Communicator, shared_pa
         source.close()
         step.replicas.close()
     assert found[0] == found[1]
-    assert found[0][1] == 2, "losses and counts together, and the norms of the gradient's blocks"
+    return found[0][1]
+
+
+def test_the_number_of_microbatches_does_not_enter(comm: Communicator, shared_path: Path, lists: list[Tensor]) -> None:
+    said = "losses and counts together, and the norms of the gradient's blocks"
+    assert num_lists(comm, shared_path, lists, reproducible=False) == 2, said
 
 
 @pytest.fixture
@@ -82,17 +88,8 @@ def as_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_without_rounding_read_no_more(
     comm: Communicator, shared_path: Path, lists: list[Tensor], as_on_gpus: None
 ) -> None:
-    found = []
-    for microbatch in (1, 2):
-        step, source = small_step(comm, shared_path, reproducible=True, microbatch=microbatch)
-        with Reads() as reads:
-            lists.clear()
-            step.compute(0, source, stop=False)
-        found.append((reads.count, len(lists)))
-        source.close()
-        step.replicas.close()
-    assert found[0] == found[1]
-    assert found[0][1] == 3, "losses, counts and faults together; the largest gradients; the norms"
+    said = "losses, counts and faults together; the largest gradients; the norms"
+    assert num_lists(comm, shared_path, lists, reproducible=True) == 3, said
 
 
 @pytest.mark.parametrize("where", ["on the CPU", "as on GPUs"])
