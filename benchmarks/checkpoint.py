@@ -162,19 +162,23 @@ class Bench:
         sync = self._timed(self._save)
         self._remove("mpipar")
         saver, looks, steps = self._saver, 0.0, []
-        usual = [self._timed(self._step) for _ in range(_STEPS)]
+        usual = self._usual()
         copy = self._timed(partial(saver.begin, self._notes(), self._tensors))
         while saver.pending:
             steps.append(self._timed(self._step))
             looks += self._timed(partial(saver.settle, wait=False))
-        usual += [self._timed(self._step) for _ in range(_STEPS)]
+        usual += self._usual()
         self._remove("plain")
         plain, steps_beside_plain = threading.Thread(target=self._write_plain), []
         plain.start()
         while self._world.all_reduce(np.array([plain.is_alive()], np.int64), "max")[0]:
             steps_beside_plain.append(self._timed(self._step))
-        usual += [self._timed(self._step) for _ in range(_STEPS)]
+        usual += self._usual()
         return [sync, copy, looks, *(float(sum(x) - len(x) * np.mean(usual)) for x in (steps, steps_beside_plain))]
+
+    def _usual(self) -> list[float]:
+        """Of steps while nobody writes."""
+        return [self._timed(self._step) for _ in range(_STEPS)]
 
     def _step(self) -> None:
         """Stands for a step of training: one thread multiplies matrices, in memory that it keeps."""

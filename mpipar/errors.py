@@ -69,6 +69,11 @@ class ConfigError(MpiparError, ValueError):
 class DataError(MpiparError):
     """Shards that are missing, truncated, damaged, or that belong to another tokenizer."""
 
+    @property
+    def what(self) -> str:
+        """What is wrong, without advice: for who knows what the file is, and gives its own."""
+        return self.message
+
 
 class DamagedError(DataError):
     """A file whose bytes are not those that were written.
@@ -80,7 +85,11 @@ class DamagedError(DataError):
 
     def __init__(self, what: str, advice: str = "", **where: Any):
         super().__init__(f"{what}. {advice}" if advice else what, **where)
-        self.what = what
+        self._what = what
+
+    @property
+    def what(self) -> str:
+        return self._what
 
 
 class CheckpointError(MpiparError):

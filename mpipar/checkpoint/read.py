@@ -19,7 +19,7 @@ from mpipar.checkpoint import dtypes
 from mpipar.checkpoint.box import Box, reads
 from mpipar.checkpoint.folder import steps
 from mpipar.checkpoint.index import INDEX, Index, IndexFault, StoredSlice, Text, decode, file_name
-from mpipar.errors import CheckpointError, DamagedError, DataError
+from mpipar.errors import CheckpointError, DataError
 from mpipar.storage import BLOCK_BYTES, ArrayFile, StoredArray, table_checksum
 
 _READ_BYTES = 8 << 20
@@ -170,7 +170,7 @@ class Checkpoint(Mapping[str, Tensor]):
             raise self._damaged(error) from error
 
     def _damaged(self, problem: str | DataError) -> CheckpointError:
-        what = problem.what if isinstance(problem, DamagedError) else str(problem)
+        what = problem if isinstance(problem, str) else problem.what
         others = [other for other in steps(self.path.parent) if self.path.name != f"step-{other:08d}"]
         advice = f". To go on from step {others[-1]}, remove {self.path}" if others else ""
         named = what.replace(f"{self.path}/", "")  # files by their names in it

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpipar.errors import DamagedError, DataError
+from mpipar.errors import DataError
 from mpipar.storage import ArrayFile, Header, write_arrays
 
 _FORMAT = "mpipar-index"
@@ -70,7 +70,7 @@ def read_index(path: Path, shards: Sequence[Path]) -> Inventory | None:
                 return None
             lines = file["headers"].array().tobytes().splitlines()
             inventory = Inventory(tuple(Header.from_json(json.loads(line)) for line in lines), file["unigrams"].array())
-    except DamagedError as error:
+    except DataError as error:
         raise DataError(f"{error.what}. Delete it: the shards are then opened one by one") from error
     sizes = [header.block.file_bytes for header in inventory.headers]
     return inventory if sizes == [shard.stat().st_size for shard in shards] else None

@@ -199,7 +199,7 @@ class StoredArray:
             DataError: A touched block is damaged, or the file was truncated or replaced meanwhile.
             IndexError: The range is not within the array.
         """
-        if start > stop:
+        if not 0 <= start <= stop <= self.size:  # before there is memory for it
             raise self._outside(start, stop)
         out = np.empty(stop - start, self.dtype)
         self.read_into(start, out)
@@ -214,8 +214,8 @@ class StoredArray:
         end = begin + out.nbytes
         if begin < 0 or end > self._nbytes:
             raise self._outside(start, start + out.size)
-        # What follows are random reads, of a window that lies in one block or two, all of them checked. They cost one
-        # system call, and what Python takes to come to it; so here it calls nothing else.
+        # As a rule a window lies in one block or two, which were checked before. Then a read costs one system call and
+        # what Python takes to come to it, which is as much: so the way there is short.
         first, last = begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
         unchecked, held = self._unchecked, self._file.held
         if held is None or last > first + 1 or unchecked[first] or unchecked[last]:

@@ -199,13 +199,13 @@ def _require_same_model(config: Config, identity: Mapping[str, Any], found: Chec
 
 def _require_fit(config: Config, identity: Mapping[str, Any], found: Checkpoint) -> None:
     """Raises CheckpointError if the run would not be the one that the checkpoint is of."""
+    _require_origin(config, found)
     then, now = found.attributes["config"], to_table(config)
     compared = [("model", key) for key in sorted(then["model"].keys() | now["model"].keys())] + list(_MUST_MATCH)
     if config.train.reproducible:
         compared += reproducible.MUST_MATCH
     values = [(flag(*key), then[key[0]].get(key[1], _EARLIER.get(key)), now[key[0]].get(key[1])) for key in compared]
     values += [(f"the data's {key}", found.attributes.get(key), value) for key, value in identity.items()]
-    _require_origin(config, found)
     advice = "Give the settings it was made with, or start a new run with another --run.dir or --resume never"
     _require_equal(values, f"{found.path} is of another run", advice)
     if found.step > config.train.steps:

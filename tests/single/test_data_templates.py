@@ -74,7 +74,9 @@ def test_what_is_no_jsonl_file_is_skipped(tmp_path: Path, made_by: Tokenizer) ->
     inputs.mkdir()
     (inputs / "readme.txt").write_text("of what is here")
     settings = PackSettings(tokenizer=str(tmp_path / "tokenizer"), chat="chatml")
-    with pytest.raises(DataError, match=r"hold no conversations.*\n.*readme\.txt: no messages \(conversations are"):
+    with pytest.raises(
+        DataError, match=r"hold no conversations.*\n.*readme\.txt: no messages \(conversations are read from"
+    ):
         prepare([str(inputs)], tmp_path / "out", settings)
     (inputs / "a.jsonl").write_text(RECORD + "\n")
     recipe = prepare([str(inputs)], tmp_path / "out", settings)
