@@ -160,6 +160,7 @@ class StoredArray:
     """One array of a file. `size` counts elements; they are numbered in C order."""
 
     __slots__ = (
+        "_all_checked",
         "_file",
         "_first_block",
         "_itemsize",
@@ -184,8 +185,8 @@ class StoredArray:
         self._forget()
 
     def _forget(self) -> None:
-        # A byte a block: 1 until its checksum was right; and one that nothing is read for, behind them.
-        self._unchecked = bytearray(b"\1" * self._num_blocks + b"\0")
+        self._unchecked = bytearray(b"\1" * self._num_blocks)  # a byte a block: 1 until its checksum was right
+        self._all_checked = not self._num_blocks
 
     @property
     def crcs(self) -> Array:
@@ -214,15 +215,15 @@ class StoredArray:
         end = begin + out.nbytes
         if begin < 0 or end > self._nbytes:
             raise self._outside(start, start + out.size)
-        # As a rule a window lies in one block or two, which were checked before. Then a read costs one system call and
-        # what Python takes to come to it, which is as much: so the way there is short.
-        first, last = begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-        unchecked, held = self._unchecked, self._file.held
-        if held is None or last > first + 1 or unchecked[first] or unchecked[last]:
+        # As a rule all was checked before. Then a read costs one system call and what Python takes to come to it, which
+        # is as much: so the way there is short, and touches few objects, which with many shards are in no cache.
+        held = self._file.held
+        if held is not None and (self._all_checked or not self._is_unchecked(begin, end)):
+            if not held.asked:
+                held.asked = True
+            held.read_into(out, self._offset + begin)
+        else:
             self._read_checked(begin, out.reshape(-1).view(BYTE))
-            return
-        held.asked = True
-        held.read_into(out, self._offset + begin)
 
     def array(self) -> Array:
         """The whole array in its shape, checked."""
@@ -234,6 +235,10 @@ class StoredArray:
         raw = np.empty(BLOCK_BYTES, BYTE)
         for begin in range(0, self._nbytes, BLOCK_BYTES):
             self._read_checked(begin, raw[: self._nbytes - begin])
+
+    def _is_unchecked(self, begin: int, end: int) -> bool:
+        """Whether a checksum of these bytes was not looked at yet."""
+        return self._unchecked.find(1, begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)) >= 0
 
     def _outside(self, start: int, stop: int) -> IndexError:
         return IndexError(f"elements {start} to {stop} of array {self.name!r}, which has {self.size}")
@@ -267,6 +272,7 @@ class StoredArray:
                 RESTORE,
             )
         self._unchecked[block] = 0
+        self._all_checked = 1 not in self._unchecked
 
 
 class OpenArrays(OpenFile):
