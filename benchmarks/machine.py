@@ -13,7 +13,7 @@ import torch
 
 import mpipar
 from benchmarks.mpi_peer import waiting
-from mpipar.comm import Communicator, Grid, Mesh, mpi_version
+from mpipar.comm import Communicator, Grid, Mesh, mpi_version, usable_cores
 from mpipar.processor import processor_name
 
 # Settings of MPI libraries, and of what carries their messages; less those that mpirun sets for itself.
@@ -97,7 +97,7 @@ def begin(world: Communicator) -> tuple[Mesh, Environment]:
     """Collective: what every question begins with: one torch thread a rank, the mesh, and what is measured on."""
     torch.set_num_threads(1)
     mesh = Mesh(world, Grid.of(world.size))
-    cores = set().union(*mesh.host.all_gather_object(os.sched_getaffinity(0)))
+    cores = set().union(*mesh.host.all_gather_object(usable_cores()))
     return mesh, Environment(
         **vars(this_machine("benchmarks", len(cores))),
         mpi_waiting=waiting(),

@@ -39,6 +39,7 @@ import tyro
 from benchmarks.command import leave_when_asked, path_of, run_command, trainer
 from benchmarks.machine import comments, this_machine
 from benchmarks.watched import Watched
+from mpipar.comm import usable_cores
 from mpipar.comm.environment import environ_outside
 from mpipar.errors import ConfigError
 from mpipar.processor import bf16_is_fast
@@ -128,7 +129,7 @@ class Recovery:
             raise ConfigError("--workers must be at least 2, --restarts at least 1")
         if not self.data.is_dir():
             raise ConfigError(f"--data {self.data} does not exist: python -m mpipar.data pack stdlib --out {self.data}")
-        print(this_machine("benchmarks.recovery", len(os.sched_getaffinity(0))).header(), flush=True)
+        print(this_machine("benchmarks.recovery", len(usable_cores())).header(), flush=True)
         measured, chance = Measured(), random.Random(self.seed)
         with tempfile.TemporaryDirectory(prefix="mpipar-recovery-") as folder:
             for number in range(self.jobs):

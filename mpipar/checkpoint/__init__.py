@@ -2,6 +2,7 @@
 
 box, plan       which part of which tensor goes where, and who writes it: arithmetic
 write           what one rank does to write one
+snapshot        a copy of it, for a run that goes on meanwhile
 index, read     what a checkpoint says of itself; tensors, or boxes of them, out of it
 folder          the checkpoints of a run, and which of them are kept
 state           a model and its optimizer as tensors, and back

@@ -54,7 +54,7 @@ class Slice:
     held: Held
     file: int
 
-    @property
+    @cached_property
     def dataset(self) -> str:
         """Its name in the file."""
         held = self.held

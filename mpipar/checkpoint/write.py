@@ -101,7 +101,6 @@ class Share:
         self.rank = rank
         self.file = shared.file_of[rank]
         self.parts = shared.parts[rank]
-        self.num_bytes = sum(part.end - part.begin for part in self.parts)
 
     @cached_property
     def blueprint(self) -> Blueprint:

@@ -3,6 +3,7 @@
 communicator    the operations, as the rest of mpipar calls them
 operations      what a call comes to
 mesh            ranks along named axes
+cores           how many a rank has
 job             how a command starts, agrees on errors, and ends
 
 select          which all-reduce for which array
@@ -38,6 +39,7 @@ mpi             the import of mpi4py
 """
 
 from mpipar.comm.communicator import Communicator
+from mpipar.comm.cores import cores_per_rank, usable_cores
 from mpipar.comm.environment import can_survive
 from mpipar.comm.failure import attempt, part, start_watchdog, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
@@ -54,6 +56,7 @@ __all__ = [
     "agreement",
     "attempt",
     "can_survive",
+    "cores_per_rank",
     "decide_on_root",
     "mpi_version",
     "names",
@@ -62,4 +65,5 @@ __all__ = [
     "start_watchdog",
     "survivors",
     "terminal_device",
+    "usable_cores",
 ]

@@ -14,11 +14,11 @@ reducers are given the communicator of their axis, never the mesh.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mpipar.comm.communicator import Communicator
+from mpipar.comm.cores import cores_per_rank
 from mpipar.errors import ConfigError
 
 AXES = ("pp", "dp", "cp", "tp")
@@ -104,13 +104,8 @@ class Mesh:
         return self._axes[axis]
 
     def cores_per_rank(self) -> int:
-        """How many of this host's cores a rank may use for its threads. Collective among the ranks of the host.
-
-        A launcher may have bound the ranks to cores of their own, or let all of them have all cores.
-        """
-        mine = os.sched_getaffinity(0)
-        shared = set().union(*self.host.all_gather_object(mine))
-        return max(1, min(len(mine), len(shared) // self.host.size))
+        """How many of this host's cores a rank may use for its threads. Collective among the ranks of the host."""
+        return cores_per_rank(self.host)
 
     def _line(self, axis: str) -> Communicator:
         line = self.grid.line(self.world.rank, axis)

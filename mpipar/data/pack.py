@@ -12,13 +12,12 @@ of it happens in a workshop, where a pack that was killed has left its survey, i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mpipar.comm import Communicator, decide_on_root
+from mpipar.comm import Communicator, cores_per_rank, decide_on_root
 from mpipar.data import tokenizer
 from mpipar.data.conversations import ChatEncoder
 from mpipar.data.corpus import Piece
@@ -48,7 +47,9 @@ def pack(
     Raises:
         DataError: An input is missing, nothing in it can be read, `out` is taken, or the disk is full.
     """
-    tokenizer.limit_threads(_cores_of_rank(world))
+    host = world.split_by_host()
+    tokenizer.limit_threads(cores_per_rank(host))
+    host.free()
     recipe = decide_on_root(world, lambda: prepare(inputs, out, settings))
     make(world, out, recipe.fingerprint, overwrite, lambda shop: _build(world, shop, recipe))
 
@@ -113,19 +114,3 @@ def _documents(piece: Piece, split: str, recipe: Recipe, found: Survey) -> Itera
     for document in read_documents(piece, recipe.form, Tally()):
         if found.is_validation(document) == (split == "val"):
             yield document
-
-
-def _cores_of_rank(world: Communicator) -> int:
-    """Collective: a fair share of the cores that the ranks of this host may use."""
-    mine = _usable_cores()
-    host = world.split_by_host()
-    on_host = set().union(*host.all_gather_object(mine))
-    share = len(on_host) // host.size
-    host.free()
-    return max(1, min(len(mine), share))
-
-
-def _usable_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))  # macOS binds no process

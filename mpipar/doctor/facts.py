@@ -15,7 +15,7 @@ import torch
 
 import mpipar
 from mpipar import compiled
-from mpipar.comm import Communicator, Grid, Mesh
+from mpipar.comm import Communicator, Grid, Mesh, usable_cores
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.processor import bf16_is_fast
 from mpipar.train.device import Seen
@@ -78,7 +78,7 @@ def rank_facts(world: Communicator) -> RankFacts:
     mesh = Mesh(world, Grid.of(world.size))
     return RankFacts(
         host=platform.node(),
-        cores=frozenset(os.sched_getaffinity(0)),
+        cores=frozenset(usable_cores()),
         threads=torch.get_num_threads(),
         cores_per_rank=mesh.cores_per_rank(),
         software={

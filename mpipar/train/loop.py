@@ -137,7 +137,12 @@ class Run:
         self._terminal = terminal
         self._signs = SignsOfLife()
         self._record = Record(folder, terminal, tensorboard=config.run.tensorboard)
-        self._saver = Saver(folder.checkpoints, self._comm, asynchronous=config.checkpoint.asynchronous)
+        self._saver = Saver(
+            folder.checkpoints,
+            self._comm,
+            asynchronous=config.checkpoint.asynchronous,
+            cores=mesh.cores_per_rank(),
+        )
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0
         self._asked = False

@@ -15,7 +15,7 @@ another try.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mpipar.checkpoint.plan import Held, plan
+from mpipar.checkpoint.snapshot import Snapshot
 from mpipar.checkpoint.write import AbandonedError, Notes, Share, Written, begin, cannot_write, hold
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.errors import StorageError
@@ -74,15 +74,16 @@ class Saver:
         root: The folder of the run's checkpoints.
         comm: The replicas.
         asynchronous: Write while the run goes on.
+        cores: That this rank may use: so many threads copy the state for that.
     """
 
-    def __init__(self, root: Path, comm: Communicator, *, asynchronous: bool):
+    def __init__(self, root: Path, comm: Communicator, *, asynchronous: bool, cores: int = 1):
         self._root = root
         self._comm = comm
         self._asynchronous = asynchronous
         self._pending: Pending | None = None
         self._abandoned = threading.Event()
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._snapshot = Snapshot(threads=cores)
         self._planned: tuple[tuple[list[Held], list[bool]], Share | None] | None = None
 
     @property
@@ -184,7 +185,7 @@ class Saver:
             return None
         sources = share.sources(tensors, {})
         if self._asynchronous:
-            sources = self._copy(share, sources)
+            sources = self._snapshot.take(sources)
         return partial(share.write, folder, sources, self._abandoned)
 
     def _sealing(self, now: Pending) -> Action | None:
@@ -196,18 +197,6 @@ class Saver:
         if now.share is None or now.share.rank != 0:
             return None
         return partial(now.share.publish, now.folder, now.notes)
-
-    def _copy(self, share: Share, sources: Sequence[Tensor]) -> list[Tensor]:
-        """In the host's memory; of what lies on a GPU the copies follow each other there, and are waited for once."""
-        on_gpu = any(source.is_cuda for source in sources)
-        if self._memory.numel() != share.num_bytes:
-            self._memory = _allocate(share.num_bytes, pinned=on_gpu)
-        copies = list(self._memory.split([len(source) for source in sources]))
-        for copy, source in zip(copies, sources, strict=True):
-            copy.copy_(source, non_blocking=True)
-        if on_gpu:
-            torch.cuda.current_stream().synchronize()
-        return copies
 
     def _start(self, action: Action | None) -> Work:
         with self._comm.progress.pulse.silent():
@@ -282,13 +271,3 @@ class Work:
             return
         except Exception as error:
             self._bug = error
-
-
-def _allocate(num_bytes: int, *, pinned: bool) -> Tensor:
-    """Memory of the host; where so much cannot be pinned, other memory, into which copies take longer."""
-    try:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError:
-        if not pinned:
-            raise
-        return torch.empty(num_bytes, dtype=torch.uint8)
