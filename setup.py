@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent
 PLOTS = ["matplotlib>=3.7"]
 TENSORBOARD = ["tensorboard>=2.14"]
 PARQUET = ["pyarrow>=14"]
+COMPILER_FLAGS = ["-O3", "-ffp-contract=off"]
 
 setup(
     name="mpipar",
@@ -25,8 +26,16 @@ setup(
         # Not a module: a library of plain C, without which Python does the same more slowly. Hence optional.
         Extension(
             "mpipar._compiled",
-            ["mpipar/comm/rounding.c", "mpipar/comm/meeting.c", "mpipar/data/words.c", "mpipar/data/sketch.c"],
-            extra_compile_args=["-O3", "-ffp-contract=off"],
+            ["mpipar/comm/rounding.c", "mpipar/data/words.c", "mpipar/data/sketch.c"],
+            extra_compile_args=COMPILER_FLAGS,
+            optional=True,
+        ),
+        # Needs Python's headers too.
+        Extension(
+            "mpipar.comm._meeting",
+            ["mpipar/comm/meeting.c"],
+            extra_compile_args=COMPILER_FLAGS,
+            py_limited_api=True,
             optional=True,
         ),
     ],

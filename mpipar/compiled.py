@@ -1,12 +1,11 @@
 """The few functions that are compiled, because Python is too slow for them.
 
     comm/rounding.c    sums that do not round         comm/exact.py
-    comm/meeting.c     small sums on a host           comm/small.py
     data/words.c       words, remembered and merged   data/words.py, merges.py
     data/sketch.c      sketches of documents          data/dedup.py
 
 They are plain C, in one library that setup.py builds where it finds a compiler. Each has a counterpart that gives the
-same bits; without the library that one is used.
+same bits; without the library that one is used. comm/meeting.c, small sums on a host, is a module by itself.
 """
 
 from __future__ import annotations

@@ -13,7 +13,12 @@
        add       once all have come for the same: this rank's chunk of all arrays = the sum over them, own one first
        leave     count a meeting; once all have, the other chunks are sums too
 
-   Nobody waits here for long: who has not come after `PATIENCE` looks is waited for in Python, with a deadline. */
+   Nobody waits here for long: who has not come after `PATIENCE` looks is waited for in Python, with a deadline.
+
+   This is a module, comm/small.py's: a call through ctypes takes as long as a small sum. */
+
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -30,7 +35,7 @@
 enum { MEETINGS = 0, CALLS = 1, TURN = 5 };
 typedef _Atomic uint64_t word;
 
-/* The structures are as in comm/small.py. */
+/* The structures are as in comm/small.py, which gives their addresses. */
 struct host {
     int64_t rank, num_ranks;
     word **lines;
@@ -55,7 +60,7 @@ struct sum_in_place {
 enum { FLOAT32, FLOAT64, INT32, INT64 };
 static const int64_t ITEMSIZE[] = {4, 8, 4, 8};
 
-enum { LOOKS_BEFORE_YIELDING = 50, PATIENCE = 400 };
+enum { BRIEFLY = 50, PATIENCE = 400 }; /* looks */
 enum { RUN_BYTES = 16 << 10 }; /* what is summed is still in the first-level cache when it is copied */
 
 static uint64_t load(word *place) { return atomic_load_explicit(place, memory_order_relaxed); }
@@ -73,20 +78,30 @@ static void come(const struct host *host, const uint64_t *call) {
     atomic_store_explicit(own + MEETINGS, meetings, memory_order_release);
 }
 
-/* Whether all are there, and have come for the same. */
-static int have_come(const struct host *host, const uint64_t *call) {
+/* Whether all come within so many looks, and for the same. */
+static int come_within(int patience, const struct host *host, const uint64_t *call) {
     uint64_t meetings = load(host->lines[host->rank] + MEETINGS);
     for (int64_t rank = 0; rank < host->num_ranks; rank++) {
         word *line = host->lines[rank];
         for (int looks = 0; atomic_load_explicit(line + MEETINGS, memory_order_acquire) < meetings; looks++) {
-            if (looks >= PATIENCE) return 0;
-            if (looks < LOOKS_BEFORE_YIELDING) RELAX();
+            if (looks >= patience) return 0;
+            if (looks < BRIEFLY) RELAX();
             else sched_yield();
         }
         word *theirs = line + CALLS + 2 * (meetings & 1);
         if (call && (load(theirs) != call[0] || load(theirs + 1) != call[1])) return 0;
     }
     return 1;
+}
+
+/* The same; other threads of this process run while others have the core. */
+static int have_come(const struct host *host, const uint64_t *call) {
+    if (come_within(BRIEFLY, host, call)) return 1;
+    int have;
+    Py_BEGIN_ALLOW_THREADS
+    have = come_within(PATIENCE, host, call);
+    Py_END_ALLOW_THREADS
+    return have;
 }
 
 /* x = y + z. It may be one of them. Integers that overflow wrap, as numpy's. */
@@ -132,27 +147,49 @@ static void add_chunk(const struct sum_in_place *sum) {
 }
 
 /* Brings x, and takes the sum if all come soon; whether they have. */
-_Bool mpipar_sum_at_once(const struct sum *sum) {
+static PyObject *sum_at_once(PyObject *module, PyObject *address) {
+    const struct sum *sum = PyLong_AsVoidPtr(address);
     bring(sum);
-    if (!have_come(&sum->host, sum->call)) return 0;
+    if (!have_come(&sum->host, sum->call)) Py_RETURN_FALSE;
     take(sum);
-    return 1;
+    Py_RETURN_TRUE;
 }
 
 /* Brings x, for a sum that is taken later. */
-void mpipar_bring(const struct sum *sum) { bring(sum); }
+static PyObject *bring_it(PyObject *module, PyObject *address) {
+    bring(PyLong_AsVoidPtr(address));
+    Py_RETURN_NONE;
+}
 
 /* Takes the sum, when all have come. */
-void mpipar_take(const struct sum *sum) { take(sum); }
+static PyObject *take_it(PyObject *module, PyObject *address) {
+    take(PyLong_AsVoidPtr(address));
+    Py_RETURN_NONE;
+}
 
 /* Sums in place, as far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
-int mpipar_sum_in_place_at_once(const struct sum_in_place *sum) {
+static PyObject *sum_in_place_at_once(PyObject *module, PyObject *address) {
+    const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
     come(&sum->host, sum->call);
-    if (!have_come(&sum->host, sum->call)) return 0;
+    if (!have_come(&sum->host, sum->call)) return PyLong_FromLong(0);
     add_chunk(sum);
     come(&sum->host, 0);
-    return have_come(&sum->host, 0) ? 2 : 1;
+    return PyLong_FromLong(have_come(&sum->host, 0) ? 2 : 1);
 }
 
 /* Adds this rank's chunk up, when all have come. */
-void mpipar_add_chunk(const struct sum_in_place *sum) { add_chunk(sum); }
+static PyObject *add_the_chunk(PyObject *module, PyObject *address) {
+    add_chunk(PyLong_AsVoidPtr(address));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"sum_at_once", sum_at_once, METH_O, NULL},
+    {"bring", bring_it, METH_O, NULL},
+    {"take", take_it, METH_O, NULL},
+    {"sum_in_place_at_once", sum_in_place_at_once, METH_O, NULL},
+    {"add_chunk", add_the_chunk, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef meeting = {PyModuleDef_HEAD_INIT, .m_name = "_meeting", .m_size = -1, .m_methods = functions};
+PyMODINIT_FUNC PyInit__meeting(void) { return PyModule_Create(&meeting); }

@@ -50,32 +50,31 @@ class Operations:
         self._memory = memory
         self._wants = wants
         self._transport = transport
-        self._prepared = Prepared()
+        self.prepared = Prepared()
 
     def forget(self) -> None:
         """Other memory is shared from now on, so other algorithms can be used."""
-        self._prepared.clear()
+        self.prepared.clear()
 
     def all_reduce(self, x: Any, op: Op, algorithm: AllReduce) -> Operation:
         """x becomes the sum, mean or maximum."""
-        key = id(x), op, algorithm
-        operation = self._prepared.find(key, x)
+        operation = self.prepared.find(x, op, algorithm)
         if operation is None:
             buffer = self.buffer(x)
             operation = self._all_reduce(buffer, op, algorithm)
             if not isinstance(buffer, OnGpu):  # which is for one call: it knows where the caller's stream was
-                self._prepared.keep(key, x, operation)
+                self.prepared.keep(x, op, algorithm, operation)
         return operation
 
     def all_reduce_into(self, into: Tensor, x: Tensor) -> Operation:
         """`into` becomes the sum of x, converted once."""
-        key = id(x), "sum", f"into {id(into)}"
-        operation = self._prepared.find(key, x)
+        how = f"into {id(into)}"
+        operation = self.prepared.find(x, "sum", how)
         if operation is None:
             target, buffer = self.buffer(into, reads=False), self.buffer(x)
             operation = replace(self._all_reduce_into(target, buffer), keeps=into)
             if not isinstance(buffer, OnGpu):
-                self._prepared.keep(key, x, operation)
+                self.prepared.keep(x, "sum", how, operation)
         return operation
 
     def buffer(self, x: Any, *, writable: bool = True, reads: bool = True) -> Buffer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,37 +52,32 @@ def _then(algorithm: Algorithm, last: Callable[[], None]) -> Algorithm:
     last()
 
 
-Key = tuple[int, str, str]
-"""id() of the tensor, operation, algorithm."""
-
-
 class Prepared:
     """The prepared operations of one communicator."""
 
     def __init__(self) -> None:
-        self._entries: dict[Key, tuple[Operation, weakref.ref[Tensor], int, int, torch.dtype]] = {}
+        self._entries: dict[tuple[int, str, str], tuple[Operation, int, int, torch.dtype, weakref.ref[Tensor]]] = {}
 
-    def find(self, key: Key, x: object) -> Operation | None:
-        """What was prepared for this tensor as it is."""
-        entry = self._entries.get(key)
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, x: Any, op: str, how: str) -> Operation | None:
+        """What was prepared for this tensor as it is, this operation, and this algorithm."""
+        entry = self._entries.get((id(x), op, how))
         if entry is None:
             return None
-        operation, reference, address, elements, dtype = entry
-        same = (
-            reference() is x
-            and isinstance(x, Tensor)
-            and x.data_ptr() == address
-            and x.numel() == elements
-            and x.dtype is dtype
-            and x.is_contiguous()
-        )
-        return operation if same else None
+        # An entry goes with its tensor, so this is it; but it may have been given other memory or another layout.
+        operation, address, elements, dtype, _ = entry
+        if x.data_ptr() == address and x.numel() == elements and x.dtype is dtype and x.is_contiguous():
+            return operation
+        return None
 
-    def keep(self, key: Key, x: object, operation: Operation) -> None:
+    def keep(self, x: object, op: str, how: str, operation: Operation) -> None:
         """Keeps it as long as the tensor lives. With a numpy array the operation would keep the array alive itself."""
         if isinstance(x, Tensor) and x.device.type == "cpu" and x.is_contiguous() and not x.is_neg():
+            key = id(x), op, how
             reference = weakref.ref(x, lambda _: self._entries.pop(key, None))
-            self._entries[key] = operation, reference, x.data_ptr(), x.numel(), x.dtype
+            self._entries[key] = operation, x.data_ptr(), x.numel(), x.dtype, reference
 
     def clear(self) -> None:
         """Forgets all: other algorithms can be used now."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
+from importlib import import_module
 from typing import Any, Protocol
 
-from mpipar import compiled
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
@@ -57,10 +57,9 @@ class SmallSum:
         self._kept = described, x
         self._host = host
         self._call = call
-        functions = _functions()
-        here = ctypes.addressof(described)
+        meeting, here = _compiled(), ctypes.addressof(described)
         self.at_once, self._bring, self._take = (
-            partial(function, here) for function in (functions.sum_at_once, functions.bring, functions.take)
+            partial(function, here) for function in (meeting.sum_at_once, meeting.bring, meeting.take)
         )
 
     def rest(self) -> Algorithm:
@@ -92,10 +91,9 @@ class SmallSumInPlace:
         self._host = host
         self._call = call
         self._to_leave = False  # and not still to come: what `at_once` was waiting for last
-        functions = _functions()
-        here = ctypes.addressof(described)
-        self._begin = partial(functions.sum_in_place_at_once, here)
-        self._add_chunk = partial(functions.add_chunk, here)
+        meeting, here = _compiled(), ctypes.addressof(described)
+        self._begin = partial(meeting.sum_in_place_at_once, here)
+        self._add_chunk = partial(meeting.add_chunk, here)
 
     def at_once(self) -> bool:
         meetings: int = self._begin()
@@ -143,7 +141,12 @@ def plan_small_sum_in_place(host: Host, column: Sequence[Buffer], op: Op, call: 
 def _suits(host: Host, x: Buffer, op: Op, most_bytes: int) -> bool:
     """Whether meeting.c can do it, and it is worth it."""
     fits = op == "sum" and x.dtype in _DTYPES and x.size * x.itemsize <= most_bytes
-    return fits and host.meets_at_flags and compiled.is_built()
+    return fits and host.meets_at_flags and is_built()
+
+
+def is_built() -> bool:
+    """Whether meeting.c was compiled."""
+    return _compiled() is not None
 
 
 class _Host(ctypes.Structure):
@@ -182,23 +185,13 @@ class _SumInPlace(ctypes.Structure):
     )
 
 
-class _Functions:
-    """Those of meeting.c, which was built. Each takes the address of a description."""
-
-    def __init__(self) -> None:
-        def function(name: str, result: type[Any] | None) -> Any:
-            return compiled.function(name, result, ctypes.c_void_p)
-
-        self.sum_at_once = function("sum_at_once", ctypes.c_bool)
-        self.bring = function("bring", None)
-        self.take = function("take", None)
-        self.sum_in_place_at_once = function("sum_in_place_at_once", ctypes.c_int)
-        self.add_chunk = function("add_chunk", None)
-
-
-@lru_cache(maxsize=1)
-def _functions() -> _Functions:
-    return _Functions()
+@cache
+def _compiled() -> Any:
+    """meeting.c, each of whose functions takes the address of a description; None if it was not built."""
+    try:
+        return import_module("mpipar.comm._meeting")
+    except ImportError:
+        return None
 
 
 def _describe(host: Host) -> _Host:

@@ -15,7 +15,7 @@ import torch
 
 import mpipar
 from mpipar import compiled
-from mpipar.comm import Communicator, Grid, Mesh, usable_cores
+from mpipar.comm import Communicator, Grid, Mesh, small, usable_cores
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.processor import bf16_is_fast
 from mpipar.train.device import Seen
@@ -34,6 +34,7 @@ class RankFacts:
         mpi: Its MPI library.
         fast_bf16: Whether its processor multiplies bfloat16 in hardware.
         compiled_rounding: Whether the compiled half of exact sums is there.
+        compiled_sums: Whether small sums on a host are compiled.
         shm_bytes: The free room in /dev/shm, and its size; None if there is none.
         sees_folder: Whether a file that rank 0 made in its working directory is there for this rank.
         devices: The GPUs that it sees.
@@ -47,6 +48,7 @@ class RankFacts:
     mpi: MpiFacts
     fast_bf16: bool
     compiled_rounding: bool
+    compiled_sums: bool
     shm_bytes: tuple[int, int] | None
     sees_folder: bool
     devices: Seen
@@ -91,6 +93,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         mpi=mpi_facts(),
         fast_bf16=bf16_is_fast(),
         compiled_rounding=compiled.is_built(),
+        compiled_sums=small.is_built(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),
         devices=Seen.here(),

@@ -50,6 +50,7 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_cores(ranks)
     yield from judge_bf16(ranks)
     yield from judge_rounding(ranks)
+    yield from judge_small_sums(ranks)
     yield from judge_devices(ranks)
     yield judge_gpu(gpu)
     yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
@@ -143,6 +144,20 @@ def judge_rounding(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "exact sums are rounded in one pass (comm/rounding.c)")
+
+
+def judge_small_sums(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """How few numbers are summed between the ranks of a host."""
+    plain = sorted({rank.host for rank in ranks if not rank.compiled_sums})
+    if plain:
+        yield Finding(
+            "note",
+            f"small sums go step by step on {some(plain)}: comm/meeting.c was not built",
+            "install a C compiler and Python's headers (python3-dev or python3-devel), and run make setup again: "
+            "a sum of few numbers takes a quarter of the time",
+        )
+    else:
+        yield Finding("ok", "small sums on a host are one call (comm/meeting.c)")
 
 
 def judge_devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:

@@ -141,7 +141,7 @@ def test_nothing_is_left_of_ten_thousand_calls(comm: Communicator, algorithm: Al
     later_memory, later_descriptors = some(CALLS)
     assert later_descriptors == descriptors
     assert later_memory - memory < 2 << 20, f"{(later_memory - memory) >> 10} KiB more"
-    assert len(comm._operations._prepared._entries) <= 1
+    assert len(comm._operations.prepared) <= 1
     assert not comm.progress._busy
 
 

@@ -22,6 +22,7 @@ RANK = RankFacts(
     mpi=MPI,
     fast_bf16=True,
     compiled_rounding=True,
+    compiled_sums=True,
     shm_bytes=(30 * GIB, 32 * GIB),
     sees_folder=True,
     devices=Seen("n1", (), "no driver"),
@@ -96,6 +97,11 @@ def test_more_threads_than_cores() -> None:
 def test_without_a_compiler_rounding_is_slower() -> None:
     [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_rounding=False)])
     assert mark == "note" and "rounded by torch on n2" in text and "C compiler" in text
+
+
+def test_without_headers_of_python_small_sums_take_longer() -> None:
+    [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_sums=False)])
+    assert mark == "note" and "step by step on n2" in text and "python3-dev" in text
 
 
 @pytest.mark.parametrize(
