@@ -11,9 +11,9 @@ chunk r over all segments and writes the sum into all of them:
 Each element is read n times and written n times, and passes through no buffer between: 2 n times the array's bytes of
 memory traffic on the host, over all ranks.
 
-Through slots. An array elsewhere is copied, a block at a time, into the rank's slot. Two ranks, or more with a small
-array, then each add up all slots after a single meeting; else each adds up its chunk of the slots, and after a second
-meeting takes the sums from there.
+Through slots, of which each rank has one, a block at a time, for an array elsewhere. Two ranks, or more with a small
+array, copy all of it there, and each adds up all slots after a single meeting. Else a rank copies there what others
+will add up; after the meeting it adds up its own chunk of them; and after a second it takes the others' sums.
 
 All ranks get the same bits. Each function plans, and returns what begins the planned operation as often as it is
 called.
@@ -132,12 +132,16 @@ def _plan_two_meetings(host: Host, slots: Sequence[Buffer], x: Buffer, a: int, b
     """What is done before the meetings, between, and after."""
     mine, bounds = slots[host.rank], chunk_bounds(b - a, host.size)
     own, end = bounds[host.rank : host.rank + 2]
-    between = plan_sum((mine, own), [(slot, own) for slot in (mine, *_others(host, slots))], end - own, op, host.size)
+    sources = [(x, a + own), *((slot, own) for slot in _others(host, slots))]
+    before = [plan_copy(mine.values[s:e], x.values[a + s : a + e]) for s, e in ((0, own), (end, b - a)) if s < e]
+    between = plan_sum((mine, own), sources, end - own, op, host.size)
+    between.append(plan_copy(x.values[a + own : a + end], mine.values[own:end]))
     after = [
         plan_copy(x.values[a + start : a + stop], slot.values[start:stop])
         for slot, start, stop in zip(slots, bounds, bounds[1:], strict=False)
+        if slot is not mine
     ]
-    return [[plan_copy(mine.values[: b - a], x.values[a:b])], between, after]
+    return [before, between, after]
 
 
 def _others(host: Host, column: Sequence[Buffer]) -> list[Buffer]:
