@@ -45,7 +45,7 @@ from mpipar.train.saver import Saver
 
 _PIECE_BYTES = 8 << 20
 _STEP_DIM = 1024  # of the matrices that stand for a step
-_STEPS = 50  # before a save and after it, to know how long they take
+_STEPS = 30  # before a save and after it, to know how long they take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +166,34 @@ class Bench:
         self._remove("mpipar")
         sync = self._timed(self._save)
         self._remove("mpipar")
-        saver, looks, steps = self._saver, 0.0, []
-        usual = self._usual()
-        copy = self._timed(partial(saver.begin, self._notes(), self._tensors))
-        while saver.pending:
-            steps.append(self._timed(self._step))
-            looks += self._timed(partial(saver.settle, wait=False))
-        usual += self._usual()
+        copy: list[float] = []
+        looks: list[float] = []
+
+        def begin() -> None:
+            copy.append(self._timed(partial(self._saver.begin, self._notes(), self._tensors)))
+
+        def goes_on() -> bool:
+            looks.append(self._timed(partial(self._saver.settle, wait=False)))
+            return self._saver.pending
+
+        longer = self._longer(begin, goes_on)
         plain_copy = self._timed(self._copy)
         self._remove("plain")
-        plain, steps_beside_plain = threading.Thread(target=self._write_plain), []
-        plain.start()
-        while self._world.all_reduce(np.array([plain.is_alive()], np.int64), "max")[0]:
-            steps_beside_plain.append(self._timed(self._step))
+        plain = threading.Thread(target=self._write_plain)
+        longer_beside_plain = self._longer(
+            plain.start, lambda: bool(self._world.all_reduce(np.array([plain.is_alive()], np.int64), "max")[0])
+        )
+        return [sync, *copy, sum(looks), longer, plain_copy, longer_beside_plain]
+
+    def _longer(self, begin: Callable[[], object], goes_on: Callable[[], bool]) -> float:
+        """How much longer all steps take while something goes on than as many of those before and after."""
+        usual = self._usual()
+        begin()
+        steps = []
+        while goes_on():
+            steps.append(self._timed(self._step))
         usual += self._usual()
-        longer, longer_beside_plain = (float(sum(x) - len(x) * np.mean(usual)) for x in (steps, steps_beside_plain))
-        return [sync, copy, looks, longer, plain_copy, longer_beside_plain]
+        return sum(steps) - len(steps) * float(np.mean(usual))
 
     def _usual(self) -> list[float]:
         """Of steps while nobody writes."""
