@@ -88,13 +88,13 @@ def test_all_reduce(comm: Communicator, device: StandIn, way: str, dtype: torch.
     if op == "mean" and not dtype.is_floating_point:
         return
     arena = opened(comm, sum(aligned(size * dtype.itemsize) for size in SIZES))
-    before, waits = comm.bytes_sent, device.waits_on_host
+    before, asked = comm.bytes_sent, device.asked
     arrays = [arena.allocate(size, dtype, GPU) for size in SIZES]
     for x in arrays:
         for _ in range(2):
             device.put(x, draw(len(x), comm.rank, dtype))
             comm.all_reduce(x, op)
-    assert comm.bytes_sent == before and device.waits_on_host == waits, "nothing was sent, and no host waited"
+    assert comm.bytes_sent == before and device.asked == asked, "nothing was sent, and no host waited"
     for x in arrays:
         check(device.get(x), expected(comm, len(x), dtype, op), op)
     comm.close_arena(arena)
@@ -351,7 +351,7 @@ def test_pinned_memory_is_taken_again(comm: Communicator, device: StandIn) -> No
         device.put(x, torch.ones(100_000))
         comm.all_reduce(x, algorithm="ring")
     device.finish()
-    assert len(device._pinned) <= 1
+    assert len(device.pinned_memory) <= 1
 
 
 def test_a_call_that_is_refused_keeps_no_event(comm: Communicator, device: StandIn) -> None:
@@ -456,7 +456,7 @@ def test_one_rank_has_nothing_to_do(comm: Communicator, device: StandIn) -> None
     alone.all_gather(x)
     alone.broadcast(x)
     alone.start_all_reduce_into(into, x).wait()
-    assert not device._pinned and device.waits_on_host == 0
+    assert not device.pinned_memory and device.asked == 0
     assert (device.get(into) == 1).all()
 
 

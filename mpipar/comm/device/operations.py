@@ -80,7 +80,7 @@ class GpuOperations:
     def reduce_scatter(self, x: OnGpu, op: Op, bounds: Sequence[int]) -> Operation | None:
         """A shard of x becomes its sum."""
         arena, place, number = self._locate(x)
-        call = Call(f"reduce_scatter({op})", x.dtype, x.size, checksum([number, *bounds]))
+        call = Call(f"reduce_scatter({op})", x.dtype, x.size, ON_GPU | checksum([number, *bounds]))
         if self._alone:
             return _nothing_to_do(call, x)
         if arena is None or place is None or self.host is None:
@@ -90,7 +90,7 @@ class GpuOperations:
     def all_gather(self, x: OnGpu, bounds: Sequence[int]) -> Operation | None:
         """x becomes all shards."""
         arena, place, number = self._locate(x)
-        call = Call("all_gather", x.dtype, x.size, checksum([number, *bounds]))
+        call = Call("all_gather", x.dtype, x.size, ON_GPU | checksum([number, *bounds]))
         if self._alone:
             return _nothing_to_do(call, x)
         if arena is None or place is None or self.host is None:
