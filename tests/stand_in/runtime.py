@@ -187,6 +187,10 @@ class StandIn:
         values = values.to(x.dtype, copy=True)
         self._streams.give(streams.DEFAULT, lambda: x.copy_(values), writes=self._spans([x]))
 
+    def later(self, work: Callable[[], object], *, reads: list[Tensor]) -> None:
+        """On the caller's stream, some time: whatever it is."""
+        self._streams.give(streams.DEFAULT, work, self._spans(reads))
+
     def get(self, x: Tensor) -> Tensor:
         """What is in x when the caller's stream has done what it was given."""
         found: list[Tensor] = []
