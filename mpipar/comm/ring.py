@@ -162,10 +162,12 @@ def circulate(
         arrivals: What comes from the left.
         count: What a mean divides by.
     """
+    if wire.size == 1:
+        return
     yield from x.expect(chain(first, ((arrival.a, arrival.b) for arrival in arrivals if arrival.adds)))
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
     sent: dict[int, Message] = {}
-    for a, b in first if wire.size > 1 else ():
+    for a, b in first:
         yield from x.coming(a, b)
         sent[a] = wire.send(x, a, b, right)
     posted: list[Message] = []

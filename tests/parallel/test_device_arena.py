@@ -13,8 +13,9 @@ from torch import Tensor
 from mpipar.comm import Communicator
 from mpipar.comm.buffers import Op
 from mpipar.comm.device import arena as arena_module
-from mpipar.comm.device import collectives
-from mpipar.comm.device.arena import aligned
+from mpipar.comm.device import collectives, devices
+from mpipar.comm.device.arena import DeviceArena, aligned
+from mpipar.comm.device.gpu import Gpu
 from mpipar.errors import MessageError
 from tests.parallel.gpus import GPU, check, draw, expected, opened
 from tests.stand_in.runtime import StandIn
@@ -136,6 +137,29 @@ def test_arrays_of_the_host_and_of_gpus_together_are_an_error(
     x = arena.allocate(size, torch.float32, GPU)
     with pytest.raises(MessageError, match="this rank's is not: give all on GPUs, or none"):
         lone.all_reduce(torch.ones(size) if lone.rank == 0 else x)
+
+
+def test_ranks_that_take_different_ones_of_their_gpus_are_an_error(
+    comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several GPUs of a process each has slots of its own."""
+    gpus = [Gpu(device), Gpu(device)]
+    monkeypatch.setattr(devices, "gpu_on", lambda where: gpus[where.index])
+    lone = comm.duplicate("lone")
+    first, second = opened(lone, 4096), lone.open_arena(4096, torch.device("cuda", 1))
+    assert isinstance(second, DeviceArena)
+
+    def gpu_of(x: object) -> Gpu | None:
+        return gpus[second.offset(x.data_ptr(), 1) is not None] if isinstance(x, Tensor) and device.holds(x) else None
+
+    monkeypatch.setattr(devices, "gpu_of", gpu_of)
+    on_first, on_second = (arena.allocate(10, torch.float32, GPU) for arena in (first, second))
+    for x in (on_first, on_second):
+        device.put(x, torch.ones(10))
+        lone.all_reduce(x)
+        assert (device.get(x) == lone.size).all()
+    with pytest.raises(MessageError, match="lies elsewhere"):
+        lone.all_reduce(on_second if lone.rank == 0 else on_first)
 
 
 MIXED: dict[str, Callable[[Communicator, Tensor], object]] = {

@@ -11,6 +11,7 @@ import torch
 from mpipar.comm import Communicator
 from mpipar.comm.buffers import Op
 from mpipar.comm.device import devices
+from mpipar.comm.device.runtime import DeviceError
 from mpipar.comm.mpi import MPI
 from mpipar.errors import ConfigError, MessageError
 from tests.parallel.gpus import GPU, check, draw, expected
@@ -89,6 +90,31 @@ def test_pinned_memory_is_taken_again(comm: Communicator, device: StandIn) -> No
         comm.all_reduce(x, algorithm="ring")
     device.finish()
     assert len(device.pinned_memory) <= 1
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 3_000_000_001])
+def test_pinned_memory_is_little_larger_than_what_goes_through_it(
+    device: StandIn, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    gpu = devices.gpu_on(GPU)
+    assert gpu is not None
+    monkeypatch.setattr(device.pinned_memory, "allocate", lambda size: 4096)
+    with pytest.raises(StopIteration) as taken:  # nobody has to be waited for
+        next(gpu.pinned.take(num_bytes))
+    _, size = taken.value.value
+    assert num_bytes <= size <= num_bytes * 9 // 8 + 65_536
+
+
+def test_a_host_that_cannot_pin_so_much_is_one_message(
+    comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(num_bytes: int) -> int:
+        raise DeviceError("cudaErrorMemoryAllocation: out of memory")
+
+    x = device.array(100_000, torch.float32)
+    monkeypatch.setattr(device.pinned_memory, "allocate", refused)
+    with pytest.raises(MessageError, match=r"458,752 bytes of the host's memory cannot be pinned.*: out of memory"):
+        comm.start_send(x, comm.rank).wait()
 
 
 def test_a_call_that_is_refused_keeps_no_event(comm: Communicator, device: StandIn) -> None:

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from mpipar.comm.device.runtime import Library, Runtime
+from mpipar.comm.device.runtime import DeviceError, Library, Runtime
 from mpipar.comm.pending import Pending
+from mpipar.errors import MessageError
 
 _MOST_PINNED_BYTES = 1 << 30  # that are kept for the next operation
 _LEAST_PINNED_BYTES = 64 << 10
@@ -150,12 +151,12 @@ class Pinned:
 
         What is copied there follows the streams of those who had it before, and so may wait for other ranks.
         """
-        size = max(_LEAST_PINNED_BYTES, 1 << (num_bytes - 1).bit_length()) if num_bytes else _LEAST_PINNED_BYTES
+        size = _rounded_up(num_bytes)
         with self._lock:
             self._sort_in()
             blocks = self._free.get(size)
             if not blocks:
-                return self._runtime.pinned(size), size
+                return self._allocate(size), size
             self._free_bytes -= size
             block = blocks.popleft()  # the one that has been free for longest
         yield from block.marks
@@ -171,6 +172,15 @@ class Pinned:
         """
         self._returned.append(_Block(address, size, marks))
 
+    def _allocate(self, size: int) -> int:
+        try:
+            return self._runtime.pinned(size)
+        except DeviceError as error:
+            raise MessageError(
+                f"{size:,} bytes of the host's memory cannot be pinned, through which an array on GPU "
+                f"{self._runtime.name} is to go: {error}. Give smaller arrays, or the job more memory"
+            ) from error
+
     def _sort_in(self) -> None:
         """What was given back is kept for the next operation, or freed, if that is enough and the device is done."""
         while self._returned:
@@ -182,6 +192,12 @@ class Pinned:
                 block = blocks.popleft()
                 self._free_bytes -= block.size
                 self._runtime.free_pinned(block.address)
+
+
+def _rounded_up(num_bytes: int) -> int:
+    """One of few sizes, so that memory is found again, and by an eighth at most too large."""
+    step = max(_LEAST_PINNED_BYTES, (1 << max(0, num_bytes - 1).bit_length()) >> 4)
+    return max(1, -(-num_bytes // step)) * step
 
 
 class _Block(NamedTuple):

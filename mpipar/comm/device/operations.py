@@ -47,9 +47,10 @@ class GpuOperations:
         if arena is not None and place is not None and not small:
             there = replace(call, detail=ON_GPU | number)
             return _operation(there, collectives.all_reduce(self.host, arena, place, op, there, x.caller))
-        of_gpu = next((arena for _, arena in self._arenas if arena.gpu is x.gpu), None)
+        index, of_gpu = next(((index, arena) for index, arena in self._arenas if arena.gpu is x.gpu), (0, None))
         if of_gpu is None:
             return None
+        call = replace(call, detail=ON_GPU | index << 48)  # a rank with several GPUs has slots on each
         shape = Place(0, x.size, x.dtype, x.itemsize)
         steps = collectives.all_reduce_through_slots(self.host, of_gpu, x.address, shape, op, call, x.caller)
         return _operation(call, steps).followed_by(x.put_back)
