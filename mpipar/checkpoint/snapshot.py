@@ -36,7 +36,8 @@ class Snapshot:
         """Copies, [bytes] uint8 each, of bytes wherever they are; those taken before are overwritten.
 
         Copies from a GPU follow each other there, into memory that is pinned if the system has so much, and are waited
-        for once.
+        for once. That wait has no deadline: who calls has seen the GPU done with all before (`Communicator.catch_up`),
+        and is the one who would give it more, so it takes as long as the bytes do.
         """
         lengths = [len(source) for source in sources]
         on_gpu = any(source.is_cuda for source in sources)
@@ -46,7 +47,8 @@ class Snapshot:
         if on_gpu:
             for copy, source in zip(copies, sources, strict=True):
                 copy.copy_(source, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
+            for device in {source.device for source in sources if source.is_cuda}:
+                torch.cuda.current_stream(device).synchronize()
         else:
             self._copy(copies, sources)
         return copies

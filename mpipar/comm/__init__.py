@@ -29,6 +29,7 @@ deadline        ends a process in which a call of MPI hangs
 call            what a rank called, compared between ranks
 prepared        what is called again with the same tensor
 pending         what an algorithm waits for: messages, neighbours
+lane            what has been started on a communicator
 progress        what moves it all
 roll_call       who is there, when nothing moves
 buffers         from an array to bytes and values
@@ -43,9 +44,9 @@ from mpipar.comm.cores import cores_per_rank, usable_cores
 from mpipar.comm.environment import can_survive
 from mpipar.comm.failure import attempt, part, start_watchdog, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
+from mpipar.comm.lane import Work
 from mpipar.comm.mesh import Grid, Mesh
 from mpipar.comm.mpi import mpi_version
-from mpipar.comm.progress import Work
 from mpipar.comm.roll_call import names
 
 __all__ = [

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mpipar.comm.mpi import MPI
-from mpipar.comm.pending import Pending
+from mpipar.comm.pending import Algorithm, Pending
 from mpipar.errors import MessageError
 
 Op = Literal["sum", "mean", "max"]
@@ -105,15 +105,19 @@ class Buffer:
         """Elements [start, stop) become those of `source` from `first` on."""
         self.values[start:stop] = source.values[first : first + stop - start]
 
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Of what is here now the operation will want these elements, in this order, and no others."""
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> Iterable[Pending]:
+        """Of what is here now the operation will want these elements, in this order, and no others.
 
-    def coming(self, start: int, stop: int) -> Iterable[Pending]:
-        """What an algorithm has to wait for before elements [start, stop) can be touched."""
+        Returns what an algorithm has to wait for before it begins.
+        """
         return ()
 
-    def wait_for(self, start: int, stop: int) -> None:
-        """Waits for the same here. In memory of the host there is nothing to wait for."""
+    def coming(self, start: int, stop: int) -> Iterable[Pending]:
+        """What an algorithm has to wait for before elements [start, stop) are touched or handed to MPI.
+
+        Memory of the host is there. What a GPU has not brought yet is waited for like a message, with a deadline.
+        """
+        return ()
 
     def settle(self, start: int, stop: int) -> None:
         """Elements [start, stop) have their final value. Memory of one rank is then done with them."""
@@ -128,9 +132,9 @@ class Buffer:
         """Multiplies elements [start, stop)."""
         self.values[start:stop] *= factor
 
-    def convert(self, other: Buffer) -> None:
+    def convert(self, other: Buffer) -> Algorithm:
         """All elements become those of `other`, which are of another dtype."""
-        other.wait_for(0, other.size)
+        yield from other.coming(0, other.size)
         mine, theirs = (
             buffer.values if isinstance(buffer.values, torch.Tensor) else torch.from_numpy(buffer.values)
             for buffer in (self, other)

@@ -33,7 +33,7 @@ KINDS = (
     "barrier",
 )
 ON_GPU = 1 << 62
-"""In the detail of an all-reduce: the array is on a GPU."""
+"""In the detail: the array is on a GPU."""
 
 _SIZE_BITS = 50
 _DTYPE_BITS = 5
@@ -51,8 +51,8 @@ class Call:
         kind: One of `KINDS`.
         dtype: Of its array.
         size: Elements of its array.
-        detail: What else must agree: the root of a broadcast, where an array lies in shared memory or that it is on a
-            GPU, a checksum of where shards begin and end.
+        detail: What else must agree: that the array is on a GPU, where it lies in shared memory, the root of a
+            broadcast, a checksum of where shards begin and end.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class Call:
             return self.kind
         if self.kind == "all_to_all":  # each rank with sizes of its own
             return f"{self.kind} of {self.dtype}"
-        root = f" from rank {self.detail}" if self.kind == "broadcast" else ""
+        root = f" from rank {self.detail & ~ON_GPU}" if self.kind == "broadcast" else ""
         return f"{self.kind}{root} of {self.size:,} {self.dtype}"
 
 
@@ -92,10 +92,10 @@ def checksum(numbers: Sequence[int]) -> int:
 
 def mismatch(mine: Call, peer: int, theirs: Call) -> MessageError:
     """The error of ranks that called different things."""
+    if mine.word == theirs.word and (mine.detail ^ theirs.detail) & ON_GPU:
+        where = "on a GPU" if theirs.detail & ON_GPU else "in the host's memory"
+        return MessageError(f"the array of rank {peer} is {where}, this rank's is not: give all on GPUs, or none")
     if mine.word == theirs.word and mine.kind.startswith("all_reduce"):
-        if (mine.detail ^ theirs.detail) & ON_GPU:
-            where = "on a GPU" if theirs.detail & ON_GPU else "in the host's memory"
-            return MessageError(f"the array of rank {peer} is {where}, this rank's is not: give all on GPUs, or none")
         return MessageError(
             f"the array of rank {peer} lies elsewhere: give all at one place of one arena, or none in it"
         )

@@ -27,13 +27,14 @@ from mpipar.comm.device import devices
 from mpipar.comm.device.arena import DeviceArena
 from mpipar.comm.environment import can_survive
 from mpipar.comm.host import Host
+from mpipar.comm.lane import Work
 from mpipar.comm.memory import Memory
 from mpipar.comm.mpi import MPI
 from mpipar.comm.operations import Operations
 from mpipar.comm.p2p import Account, Wire, chunk_bounds
 from mpipar.comm.pending import Algorithm
 from mpipar.comm.prepared import Operation
-from mpipar.comm.progress import Progress, Work
+from mpipar.comm.progress import Progress
 from mpipar.comm.roster import Roster
 from mpipar.comm.select import AllReduce
 from mpipar.comm.topology import Topology
@@ -269,7 +270,10 @@ class Communicator:
         self.start_send(x, to, tag).wait()
 
     def start_send(self, x: Any, to: int, tag: int = 0) -> Work:
-        """Like `send`, but returns at once. x must not be changed before the work is done."""
+        """Like `send`, but returns at once. x must not be changed before the work is done.
+
+        What is on a GPU is sent when it has come from there, as soon as this rank waits for anything, or tests.
+        """
         buffer = self._operations.buffer(x, writable=False)
         p2p.check_peer(to, self.size)
         return self._start_p2p(f"send to rank {to}", tag, lambda wire: p2p.send(wire, buffer, to))
@@ -357,6 +361,19 @@ class Communicator:
         self._memory.close(arena)
         self._operations.forget()
 
+    def catch_up(self, device: torch.device) -> None:
+        """Returns when a GPU has done what torch's current stream was given. On the CPU that is so.
+
+        What is read behind it (`tolist`, `cpu`) waits for its own copy and for nothing else. Without it the host would
+        wait there, without a deadline, for whatever the stream waits for: a kernel that does not end, or another rank.
+
+        Raises:
+            StallError: It has not, in time.
+        """
+        gpu = devices.gpu_on(device)
+        if gpu is not None:
+            self._finish(gpu.through(gpu.runtime.current_stream("torch")))
+
     def finish_gpus(self) -> None:
         """Returns when this rank has done, on its GPUs, what it was to do in memory that ranks share."""
         for gpu, stream in self.progress.gpus.items():
@@ -397,4 +414,6 @@ class Communicator:
     def _start_p2p(self, name: str, tag: int, algorithm: Callable[[Wire], Algorithm]) -> Work:
         """Starts a message of a user's tag."""
         wire = Wire(self._comm, p2p.check_tag(tag), self._account)
-        return self.progress.start_now(Work(self.progress, self._lane, name, None, algorithm(wire)))
+        return self.progress.start_now(
+            Work(self.progress, self._lane, name, None, algorithm(wire), channel=(name, tag))
+        )

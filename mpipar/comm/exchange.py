@@ -32,6 +32,7 @@ def all_to_all(
     """
     n, r = wire.size, wire.rank
     yield from out.coming(0, out.size)
+    yield from into.coming(0, into.size)
     elements = LARGEST_MESSAGE_BYTES // out.itemsize
     rounds: list[list[Message]] = []
     for t in range(1, n):

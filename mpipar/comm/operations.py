@@ -89,7 +89,8 @@ class Operations:
         if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.reduce_scatter(buffer, op, bounds)) is not None:
             return on_gpu
         column, place = self._memory.locate(buffer)
-        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        detail = _where(buffer) | checksum([place, *bounds])
+        call = Call(f"reduce_scatter({op})", buffer.dtype, buffer.size, detail)
         if column is not None and self._memory.only_host is not None:
             return Operation(call, begin=shared.reduce_scatter(self._memory.only_host, column, op, call, bounds))
         return Operation(call, send=lambda wire: ring.reduce_scatter(self._by_host(wire), buffer, op, bounds))
@@ -101,7 +102,7 @@ class Operations:
         if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.all_gather(buffer, bounds)) is not None:
             return on_gpu
         column, place = self._memory.locate(buffer)
-        call = Call("all_gather", buffer.dtype, buffer.size, checksum([place, *bounds]))
+        call = Call("all_gather", buffer.dtype, buffer.size, _where(buffer) | checksum([place, *bounds]))
         if column is not None and self._memory.only_host is not None:
             return Operation(call, begin=shared.all_gather(self._memory.only_host, column, call, bounds))
         return Operation(call, send=lambda wire: ring.all_gather(self._by_host(wire), buffer, bounds))
@@ -126,7 +127,7 @@ class Operations:
         buffer = self.buffer(x, writable=not is_root, reads=is_root)
         if isinstance(buffer, OnGpu) and (on_gpu := self._memory.gpus.broadcast(buffer)) is not None:
             return on_gpu
-        call = Call("broadcast", buffer.dtype, buffer.size, root)
+        call = Call("broadcast", buffer.dtype, buffer.size, _where(buffer) | root)
         return Operation(call, send=lambda wire: ring.broadcast(self._by_host(wire), buffer, root))
 
     def barrier(self) -> Operation:
@@ -137,6 +138,8 @@ class Operations:
         return Operation(call, send=p2p.barrier)
 
     def _all_reduce_into(self, into: Buffer, x: Buffer) -> Operation:
+        if getattr(into, "gpu", None) is not getattr(x, "gpu", None):
+            raise MessageError("all_reduce_into memory of another device: give two arrays on one GPU, or none on one")
         if isinstance(x, OnGpu) and isinstance(into, OnGpu) and self._wants in ("auto", "shared"):
             on_gpu = self._memory.gpus.all_reduce_into(into, x)
             if on_gpu is not None:
@@ -159,7 +162,7 @@ class Operations:
         column, place = self._memory.locate(x)
         host = self._memory.host if isinstance(self._memory.host, Host) else None
         chosen = self._select(algorithm, x, column, op)
-        call = Call(f"all_reduce({op})", x.dtype, x.size, ON_GPU if isinstance(x, OnGpu) else 0)
+        call = Call(f"all_reduce({op})", x.dtype, x.size, _where(x))
         there = replace(call, detail=place)  # in an arena
         if chosen == "shared":
             assert host is not None
@@ -217,3 +220,8 @@ class Operations:
         if x.size % self._size:
             raise MessageError(f"{x.size:,} elements cannot be cut into {self._size} equal parts: give their sizes")
         return [x.size // self._size] * self._size
+
+
+def _where(x: Buffer) -> int:
+    """For `Call.detail`: the ranks' arrays are on GPUs, or all in memory of hosts."""
+    return ON_GPU if isinstance(x, OnGpu) else 0

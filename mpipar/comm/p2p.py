@@ -104,11 +104,13 @@ def segments(start: int, stop: int, elements: int) -> Iterator[tuple[int, int]]:
 
 def send(wire: Wire, x: Buffer, to: int) -> Algorithm:
     """Sends the whole of x to one rank."""
+    yield from x.coming(0, x.size)
     yield from [wire.send(x, a, b, to) for a, b in _pieces(x)]
 
 
 def receive(wire: Wire, x: Buffer, source: int) -> Algorithm:
     """Receives the whole of x, sent by one rank with the same size and dtype."""
+    yield from x.coming(0, x.size)
     yield from [wire.receive(x, a, b, source) for a, b in _pieces(x)]
     x.commit()
 

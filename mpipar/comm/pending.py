@@ -26,9 +26,12 @@ class Pending(ABC):
 
     __slots__ = ()
 
+    moved_by_asking = True
+    """Whether it needs this process to come about. If not, who waits can leave the processor to others."""
+
     @abstractmethod
     def through(self) -> bool:
-        """Whether it has happened. Asking is also what moves it."""
+        """Whether it has happened."""
 
     def stuck(self) -> str | None:
         """Why it does not happen, if that is not for other ranks to say. A sentence without a full stop."""

@@ -38,8 +38,8 @@ class Operation:
     small: Small | None = None
     keeps: object = None
 
-    def followed_by(self, last: Callable[[], None]) -> Operation:
-        """The same, with something to do on this rank when the algorithm is through."""
+    def followed_by(self, last: Callable[[], Algorithm | None]) -> Operation:
+        """The same, with something to do on this rank when the algorithm is through; it may have to wait for it."""
         begin, send = self.begin, self.send
         if begin is not None:
             return replace(self, begin=lambda: _then(begin(), last), small=None)  # which knows nothing of what follows
@@ -47,9 +47,9 @@ class Operation:
         return replace(self, send=lambda wire: _then(send(wire), last))
 
 
-def _then(algorithm: Algorithm, last: Callable[[], None]) -> Algorithm:
+def _then(algorithm: Algorithm, last: Callable[[], Algorithm | None]) -> Algorithm:
     yield from algorithm
-    last()
+    yield from last() or ()
 
 
 class Prepared:

@@ -1,6 +1,6 @@
 """Moving communication forward: started operations, and the one loop that waits for them.
 
-`Progress` drives the generators that have been started (see `pending`). Those of one communicator, its lane, run one
+`Progress` drives the generators that have been started (see `pending`). Those of one communicator, its `lane`, run one
 after the other in the order of their start, which is the same on all ranks, so ranks never negotiate what comes next.
 `poll` advances whatever can advance without waiting (called from backward hooks: communication overlaps with
 computation without a thread); `finish` polls until one operation is done or nothing has moved for `timeout_s`.
@@ -10,131 +10,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import NoReturn
 
 from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.environment import can_survive
+from mpipar.comm.lane import Lane, Work
 from mpipar.comm.mpi import MPI
-from mpipar.comm.pending import Algorithm, Message, Pending
-from mpipar.comm.roll_call import RollCall, explained
+from mpipar.comm.roll_call import explained
 from mpipar.comm.watchdog import Pulse
 from mpipar.errors import DeadRankError, MessageError, StallError
-
-
-class Lane:
-    """The operations of one communicator that have been started and are not done.
-
-    Args:
-        axis: Its name, for messages.
-        comm: Its ranks.
-    """
-
-    def __init__(self, axis: str, comm: MPI.Comm):
-        self.axis = axis
-        self.roll_call = RollCall(comm)
-        self.queue: deque[Work] = deque()  # of collectives: the head runs
-        self.loose: list[Work] = []  # sends and receives: all run
-        self.broken: Exception | None = None  # why there can be no more collectives: ranks are out of step
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.queue or self.loose)
-
-    @property
-    def is_free(self) -> bool:
-        """Whether a collective can begin at once."""
-        return not self.queue and self.broken is None
-
-    def status(self) -> str:
-        """What this rank is doing here, for the other ranks."""
-        return str(self.queue[0] if self.queue else self.loose[0] if self.loose else "")
-
-
-class Work:
-    """An operation that has been started. It keeps every buffer it uses alive until it is done.
-
-    Args:
-        progress: What drives it.
-        lane: Where it queues.
-        what: What was called, for messages.
-        sequence: Its number among the collectives of its communicator; None for sends and receives.
-        algorithm: What it does.
-    """
-
-    __slots__ = ("_algorithm", "_pending", "_progress", "_sequence", "_what", "done", "error", "lane")
-
-    def __init__(self, progress: Progress, lane: Lane, what: object, sequence: int | None, algorithm: Algorithm):
-        self.lane = lane
-        self.done = False
-        self.error: Exception | None = None
-        self._what = what
-        self._sequence = sequence
-        self._progress = progress
-        self._algorithm = algorithm
-        self._pending: Pending | None = None
-
-    def __str__(self) -> str:
-        return str(self._what) if self._sequence is None else f"{self._what} #{self._sequence}"
-
-    def wait(self) -> None:
-        """Returns when the operation is done.
-
-        Raises:
-            StallError: Nothing moved for longer than the time-out.
-            MessageError: The ranks disagree on the operation, or on the size of the array.
-            DeadRankError: A rank died, in a job that was started to survive it.
-        """
-        self._progress.finish(self)
-
-    def test(self) -> bool:
-        """Advances whatever can advance; whether this operation is done, or has failed, which `wait` then raises."""
-        self._progress.poll()
-        return self.done
-
-    @property
-    def is_collective(self) -> bool:
-        """Whether all ranks take part in it."""
-        return self._sequence is not None
-
-    @property
-    def only_peer(self) -> int | None:
-        """The rank that a send or receive waits for; None for a collective, which may wait for any."""
-        return self._pending.peer if self._sequence is None and isinstance(self._pending, Message) else None
-
-    def stuck(self) -> str | None:
-        """Why it does not go on, if that is not for other ranks to say."""
-        return self._pending.stuck() if self._pending is not None else None
-
-    def advance(self) -> bool:
-        """Runs the algorithm up to what has not happened yet; whether anything moved."""
-        try:
-            if self._pending is not None and not self._pending.through():
-                return False
-            for pending in self._algorithm:
-                if not pending.through():
-                    self._pending = pending
-                    return True
-        except MessageError as error:
-            self.error = MessageError(f"{self} on axis {self.lane.axis!r}: {error.message}")
-            self.error.__cause__ = error  # whose traceback keeps alive what messages may still be written into
-        except MPI.Exception as error:
-            self.error = self.explained(error)
-        except Exception as error:
-            self.error = error
-        except BaseException:  # an interrupt: who catches it must not take this for done
-            self.error = MessageError(f"{self} on axis {self.lane.axis!r} was interrupted")
-            self._pending, self.done = None, True
-            raise
-        self._pending = None
-        self.done = True
-        return True
-
-    def explained(self, error: MPI.Exception) -> Exception:
-        """The error of this operation if that is MPI's: it names who has died."""
-        return explained(self.lane.roll_call.comm, f"{self} on axis {self.lane.axis!r}", error)
 
 
 class Progress:
@@ -193,7 +79,8 @@ class Progress:
 
     def start_now(self, work: Work) -> Work:
         """Starts a send or receive at once: it must not queue behind a receive that it may be the answer to."""
-        work.advance()
+        if work.lane.head_of(work) is work:
+            work.advance()
         if work.done:
             return self._retired(work)
         work.lane.loose.append(work)
@@ -211,11 +98,10 @@ class Progress:
                     break
                 self._retired(queue.popleft())
             if lane.loose:
-                for work in lane.loose:
-                    moved |= work.advance()
-                    if work.done:
-                        self._retired(work)
-                lane.loose = [work for work in lane.loose if not work.done]
+                any_moved, done = lane.advance_loose()
+                moved |= any_moved
+                for work in done:
+                    self._retired(work)
         if moved:
             self._busy = [lane for lane in self._busy if lane.busy]
         return moved
@@ -235,21 +121,27 @@ class Progress:
     def finish(self, work: Work) -> None:
         """Waits for one operation, and moves the others meanwhile."""
         silent_since = 0.0
-        idle_polls = 0
+        idle_polls = look_at = 0
         while not work.done:
             if self.poll():
                 idle_polls = 0
                 continue
             if idle_polls == 0:
                 silent_since = time.monotonic()
+                look_at = _POLLS_PER_LOOK
             idle_polls += 1
             os.sched_yield()
-            if idle_polls % _POLLS_PER_LOOK == 0:
+            if idle_polls == look_at:
                 waited_s = time.monotonic() - silent_since
                 self._hear()
                 self.pulse.beat()
-                if waited_s > _PATIENCE_S:
-                    time.sleep(_NAP_S)
+                if not any(lane.needs_asking for lane in self._busy):  # devices get there by themselves
+                    look_at = idle_polls + 1
+                    time.sleep(min(_NAP_S, waited_s * _LATE))
+                else:
+                    look_at = idle_polls + _POLLS_PER_LOOK
+                    if waited_s > _PATIENCE_S:
+                        time.sleep(_NAP_S)
                 if waited_s > self.timeout_s:
                     self._report_stall(work, waited_s)
         if work.error is not None:
@@ -300,7 +192,7 @@ class Progress:
     def _report_stall(self, work: Work, waited_s: float) -> NoReturn:
         """Names what is waited for and who is missing. What blocks is the head of the queue, not what waits behind."""
         lane = work.lane
-        head = lane.queue[0] if work in lane.queue else work
+        head = lane.head_of(work)
         why = head.stuck() or lane.roll_call.take(str(head), head.only_peer, self._hear)
         if work.error is not None:  # a death, noticed meanwhile
             raise work.error
@@ -315,3 +207,5 @@ _POLLS_PER_LOOK = 256
 # A peer that is silent for this long computes or reads a file: give it, and the loader's thread, the core.
 _PATIENCE_S = 0.02
 _NAP_S = 0.0005
+# Of a device, which needs nobody to ask: how much later than it is done that may be noticed, as part of the wait.
+_LATE = 0.01

@@ -162,33 +162,34 @@ def circulate(
         arrivals: What comes from the left.
         count: What a mean divides by.
     """
-    x.expect(chain(first, ((arrival.a, arrival.b) for arrival in arrivals if arrival.adds)))
+    if wire.size == 1:
+        return
+    yield from x.expect(chain(first, ((arrival.a, arrival.b) for arrival in arrivals if arrival.adds)))
     left, right = (wire.rank - 1) % wire.size, (wire.rank + 1) % wire.size
     sent: dict[int, Message] = {}
-    for a, b in first if wire.size > 1 else ():
+    for a, b in first:
         yield from x.coming(a, b)
         sent[a] = wire.send(x, a, b, right)
     posted: list[Message] = []
     added = [arrival.b - arrival.a for arrival in arrivals if arrival.adds]
     scratch = wire.scratch.take(x, max(added), min(_RECEIVES_AHEAD, len(added))) if added else []
 
-    def post(index: int) -> None:
+    def post(index: int) -> Algorithm:
         a, b, adds, *_ = arrivals[index]
-        if adds:
-            posted.append(wire.receive(scratch[index % _RECEIVES_AHEAD], 0, b - a, left))
-        else:
-            posted.append(wire.receive(x, a, b, left))
+        into, start, stop = (scratch[index % _RECEIVES_AHEAD], 0, b - a) if adds else (x, a, b)
+        yield from into.coming(start, stop)
+        posted.append(wire.receive(into, start, stop, left))
 
     for i, (a, b, adds, passed_on, completes) in enumerate(arrivals):
         horizon = min(i + _RECEIVES_AHEAD, len(arrivals))
         while len(posted) < horizon and _lands_in_free_memory(arrivals, i, len(posted), sent):
-            post(len(posted))
+            yield from post(len(posted))
         if len(posted) == i:
             # This cannot deadlock. A segment is sent n - 1 rounds before another value of it arrives, so a rank that is
             # no further behind than its sender has taken it already; and of all ranks the one furthest behind has
             # such a neighbour.
             yield sent.pop(a)
-            post(i)
+            yield from post(i)
         yield posted[i]
         if adds:
             yield from x.coming(a, b)
@@ -196,6 +197,7 @@ def circulate(
         if completes and op == "mean":
             x.scale(a, b, 1 / count)
         if passed_on:
+            yield from x.coming(a, b)
             sent[a] = wire.send(x, a, b, right)
         if completes or not adds:
             x.settle(a, b)

@@ -20,6 +20,7 @@ def main(library: str) -> None:
     if world.size != 2:
         sys.exit(f"this needs 2 ranks, not {world.size}")
     x = xp.arange(ELEMENTS, dtype="float32") if world.rank == 0 else xp.zeros(ELEMENTS, "float32")
+    # Without a deadline of its own: who started this program has one (`environment.try_transfer`).
     synchronise = xp.cuda.Device().synchronize if library == "cupy" else (lambda: None)
     synchronise()
     world.Barrier()

@@ -92,7 +92,7 @@ class DataParallel:
         self.grids = grids
         self.largest: dict[str, float] = {}
         plan = plan_buckets(model, bucket_bytes)
-        _require_one_device(plan)
+        self._device = _device_of(plan)
         self._arena: Arena | DeviceArena | None = None
         self._neighbours: tuple[int, ...] = ()  # whose its segments are
         allocate, self.unshared = self._memory(plan) if share else (zeros, "as asked")
@@ -160,6 +160,7 @@ class DataParallel:
         squares = np.zeros(len(self._norm_blocks))
         norms = [torch.linalg.vector_norm(block).double() for block in self._norm_blocks[mine]]
         if norms:
+            self.comm.catch_up(self._device)
             squares[mine] = [norm**2 for norm in torch.stack(norms).tolist()]  # read from a GPU once
         return math.sqrt(math.fsum(self.comm.all_reduce(squares)))
 
@@ -256,13 +257,12 @@ class DataParallel:
 
     def _memory(self, plan: list[Members]) -> tuple[Allocate, str | None]:
         """Collective: what gives the memory of the buckets, and why it is not shared."""
-        (device,) = {parameter.device for members in plan for _, parameter in members} or {torch.device("cpu")}
-        if device.type not in ("cpu", "cuda"):
-            return zeros, f"gradients are on a device of type {device.type}"
+        if self._device.type not in ("cpu", "cuda"):
+            return zeros, f"gradients are on a device of type {self._device.type}"
         sizes = [num_bytes(members) for members in plan]
         if self.grids is not None:
             sizes += [8 * num_elements(members) for members in plan]
-        arena = self.comm.open_arena(arena_bytes(sizes), device)
+        arena = self.comm.open_arena(arena_bytes(sizes), self._device)
         if isinstance(arena, str):
             return zeros, arena
         self._arena = arena
@@ -271,6 +271,7 @@ class DataParallel:
 
     def _largest_anywhere(self, ledger: Ledger) -> dict[str, float]:
         """Collective: the largest contribution of any rank to each tensor; the next step begins with none."""
+        self.comm.catch_up(self._device)
         mine = ledger.largest()
         largest = self.comm.all_reduce(np.array([mine.get(slot.name, 0.0) for slot in self._slots]), "max")
         ledger.clear()
@@ -285,7 +286,10 @@ class DataParallel:
         self.comm.broadcast_state({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
 
 
-def _require_one_device(plan: Sequence[Members]) -> None:
-    devices = {str(parameter.device) for members in plan for _, parameter in members}
+def _device_of(plan: Sequence[Members]) -> torch.device:
+    """Where all parameters are."""
+    devices = {parameter.device for members in plan for _, parameter in members} or {torch.device("cpu")}
     if len(devices) > 1:
-        raise MessageError(f"parameters are on {' and '.join(sorted(devices))}: move the model to one device of a rank")
+        where = " and ".join(sorted(str(device) for device in devices))
+        raise MessageError(f"parameters are on {where}: move the model to one device of a rank")
+    return devices.pop()

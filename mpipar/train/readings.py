@@ -2,7 +2,7 @@
 
 On a GPU a number that Python looks at (`.item()`) makes the host wait for all that it has asked of the device so far,
 and the device then wait for the host. So losses, token counts and faults stay there until the last microbatch of the
-step has been asked for.
+step has been asked for. Who reads them has waited for that before, with a deadline (`Communicator.catch_up`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Readings:
         self._values.append(torch.stack((loss, count.double(), found)))
 
     def read_into(self, totals: Totals, rank: int) -> None:
-        """Makes all that was kept part of what this rank adds up. The one moment at which the host waits."""
+        """Makes all that was kept part of what this rank adds up. It is copied to the host here, in one piece."""
         if not self._values:
             return
         read = torch.stack(self._values).tolist()

@@ -184,6 +184,8 @@ class Saver:
         """The first phase: writes the tensors as they are now."""
         if share is None:
             return None
+        for device in {tensor.device for tensor in tensors.values()}:
+            self._comm.catch_up(device)  # so that copies from a GPU wait for nothing but each other
         sources = share.sources(tensors, {})
         if self._asynchronous:
             sources = self._snapshot.take(sources)

@@ -196,6 +196,7 @@ class TrainStep:
 
     def digest(self) -> str:
         """Of all weights and optimizer state."""
+        self._comm.catch_up(self._device)
         return checkpoint.digest(checkpoint.capture(self.model, self.optimizer))
 
     def fingerprint(self, sequences: Sequences) -> str:
@@ -207,6 +208,7 @@ class TrainStep:
         self._scaled(loss).backward()
         gradients = {name: gradient.clone() for name, gradient in self.replicas.local_gradients()}
         self.replicas.start_over()
+        self._comm.catch_up(self._device)
         return checkpoint.digest({"loss": loss.detach(), **gradients})
 
     def evaluate(self, microbatches: Sequence[tuple[int, Sequences]], mine: Totals) -> None:
@@ -217,6 +219,7 @@ class TrainStep:
             for index, sequences in microbatches:
                 self._comm.progress.pulse.beat()
                 readings.add(index, *self._loss(*sequences))
+        self._comm.catch_up(self._device)
         readings.read_into(mine, self._comm.rank)
         self.model.train()
 
@@ -233,6 +236,7 @@ class TrainStep:
                 self._add(step, microbatch, readings, sample_memory=is_first and step % self._config.run.log_every == 0)
             mine.counts[rank] += 1
         with clock.part("compute"):
+            self._comm.catch_up(self._device)
             readings.read_into(mine, rank)
         mine.seconds[rank] = clock.seconds["compute"]
 

@@ -12,10 +12,10 @@ from mpipar.comm import Communicator
 from mpipar.comm import ring as ring_module
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
+from mpipar.comm.lane import Work
 from mpipar.comm.p2p import Account, Wire
 from mpipar.comm.pending import Algorithm, Message
 from mpipar.comm.prepared import Operation
-from mpipar.comm.progress import Work
 from mpipar.errors import MessageError
 
 NUMPY_DTYPES = [

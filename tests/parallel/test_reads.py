@@ -52,6 +52,34 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
+@pytest.fixture
+def unawaited(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The tensors that are read though this rank has not caught up with its device since the last reading."""
+    seen: list[Tensor] = []
+    caught_up = [False]
+    tolist: Callable[[Tensor], Any] = Tensor.tolist
+    cpu: Callable[[Tensor], Tensor] = Tensor.cpu
+    catch_up = Communicator.catch_up
+
+    def noting(read: Callable[[Tensor], Any], *, ends: bool) -> Callable[[Tensor], Any]:
+        def noted(self: Tensor) -> Any:
+            if not caught_up[0]:
+                seen.append(self)
+            caught_up[0] = caught_up[0] and not ends
+            return read(self)
+
+        return noted
+
+    def caught(self: Communicator, device: torch.device) -> None:
+        caught_up[0] = True
+        catch_up(self, device)
+
+    monkeypatch.setattr(Tensor, "tolist", noting(tolist, ends=True))
+    monkeypatch.setattr(Tensor, "cpu", noting(cpu, ends=False))  # of all tensors, one after the other
+    monkeypatch.setattr(Communicator, "catch_up", caught)
+    return seen
+
+
 def num_lists(comm: Communicator, shared_path: Path, lists: list[Tensor], *, reproducible: bool) -> int:
     """How many tensors a step reads as lists; and whatever it reads, it is as much with 8 microbatches as with 4."""
     found = []
@@ -137,6 +165,30 @@ def test_an_evaluation_reads_once(comm: Communicator, shared_path: Path, lists: 
     assert (reads.count, len(lists)) == (0, 1)
     assert mine.num_tokens == sum(step.model.loss(*its)[1].item() for _, its in sequences)
     assert (mine.losses > 0).all()
+    source.close()
+    step.replicas.close()
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_nothing_is_read_from_a_device_without_a_deadline(
+    comm: Communicator,
+    shared_path: Path,
+    reproducible: bool,
+    request: pytest.FixtureRequest,
+    lists: list[Tensor],
+    unawaited: list[Tensor],
+) -> None:
+    """Copying to the host waits for the device: before it, every rank has waited where it can give up."""
+    if reproducible:
+        request.getfixturevalue("as_on_gpus")
+    step, source = small_step(comm, shared_path, reproducible=reproducible, microbatch=1)
+    lists.clear()
+    step.apply(step.compute(0, source, stop=False))
+    step.evaluate([(0, source.microbatch(0, 0))], Totals.none(1, comm.size))
+    step.digest()
+    step.fingerprint(source.microbatch(0, 0))
+    assert lists, "they were read"
+    assert not unawaited
     source.close()
     step.replicas.close()
 

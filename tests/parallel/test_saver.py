@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mpipar.checkpoint import latest, load
+from mpipar.checkpoint.snapshot import Snapshot
 from mpipar.checkpoint.write import Notes, Share
 from mpipar.comm import Communicator
 from mpipar.train import resume
@@ -33,6 +36,29 @@ def state(seed: int = 1) -> dict[str, Tensor]:
 
 def notes(step: int = STEP) -> Notes:
     return Notes(step, {"seen": step}, {"config.toml": f"step = {step}\n"}, keep=2)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_gpu_is_waited_for_where_one_can_give_up(
+    comm: Communicator, shared_path: Path, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is copied from it; then the copy itself takes as long as it does."""
+    done: list[str] = []
+
+    def noting(what: str, action: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*its: Any) -> Any:
+            done.append(what)
+            return action(*its)
+
+        return noted
+
+    monkeypatch.setattr(Communicator, "catch_up", noting("caught up", Communicator.catch_up))
+    monkeypatch.setattr(Snapshot, "take", noting("copied", Snapshot.take))
+    monkeypatch.setattr(Share, "write", noting("written", Share.write))
+    saver = Saver(shared_path, comm, asynchronous=asynchronous)
+    saver.begin(notes(), state())
+    saver.settle(wait=True)
+    assert done == ["caught up", *(["copied"] if asynchronous else []), "written"]
 
 
 def left_over(root: Path) -> list[str]:

@@ -36,11 +36,10 @@ def test_every_call_is_made_on_its_gpu(cupy: Cupy) -> None:
     rounding = Rounding(memory, memory, 4, "float32", 1.0, True, memory)
     opened = gpu.open_memory(gpu.export_memory(memory)), gpu.open_event(gpu.export_event(event))
     calls: dict[str, Callable[[], object]] = {
-        "current_stream": lambda: gpu.current_stream(array),
+        "current_stream": lambda: gpu.current_stream("cupy"),
         "record": lambda: gpu.record(event, stream),
         "wait": lambda: gpu.wait(stream, event),
         "reached": lambda: gpu.reached(event),
-        "synchronise": lambda: gpu.synchronise(event),
         "copy": lambda: gpu.copy(memory, pinned, 64, stream),
         "copy_elements": lambda: gpu.copy_elements(array, array, stream),
         "zero": lambda: gpu.zero(memory, 64, stream),
@@ -87,7 +86,9 @@ def test_mpi_is_given_arrays_of_their_own_gpu(cupy: Cupy, monkeypatch: pytest.Mo
         return raw.numpy()
 
     monkeypatch.setattr(views, "as_message", as_message)
-    View(Gpu(Cuda(1)), cupy.array(np.zeros(4, np.float32), 1)).message(0, 4)
+    view = View(Gpu(Cuda(1)), cupy.array(np.zeros(4, np.float32), 1))
+    assert all(pending.through() for pending in view.coming(0, 4))
+    view.message(0, 4)
     assert cupy.gpus.touched == {1}
 
 

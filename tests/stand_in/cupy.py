@@ -220,7 +220,6 @@ def _runtime(gpus: Gpus) -> SimpleNamespace:
         eventRecord=gpus.use,
         streamWaitEvent=gpus.use,
         eventQuery=queried,
-        eventSynchronize=gpus.use,
         free=gpus.use,
         freeHost=gpus.use,
         memcpyAsync=lambda target, source, num_bytes, kind, stream: gpus.use(target, source, stream),

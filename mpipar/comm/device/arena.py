@@ -131,7 +131,7 @@ class DeviceArena:
         self.rank = rank
         self.rows = tuple(member.address for member in members)
         self.stream = gpu.stream(_PURPOSE)
-        self.table = _table(gpu, self.rows, self.stream)
+        self.table, self._table_on_host = _table(gpu, self.rows, self.stream)
         self._members = members
         self._others = [member for index, member in enumerate(members) if index != rank]
         self._own = members[rank]
@@ -153,7 +153,7 @@ class DeviceArena:
             if index not in kept:
                 with suppress(DeviceError):  # CUDA promises nothing of what was a dead process's
                     self._close(member)
-        self.gpu.runtime.free(self.table)
+        self._free_table()
         members = [self._members[index] for index in kept]
         arena = DeviceArena(self.gpu, members, kept.index(self.rank), self._segment, careful=self._careful)
         arena._used = self._used
@@ -217,7 +217,7 @@ class DeviceArena:
         self._segment = None
         for event in self._own.events:
             self.gpu.runtime.destroy_event(event)
-        self.gpu.runtime.free(self.table)
+        self._free_table()
 
     def _wait_for_all(self, host: Host, call: Call | None, event: int) -> Iterator[Pending]:
         if self._careful:
@@ -228,6 +228,10 @@ class DeviceArena:
         yield from host.meet(call)
         for member in self._others:
             self.gpu.runtime.wait(self.stream, member.events[event])
+
+    def _free_table(self) -> None:
+        self.gpu.runtime.free(self.table)
+        self.gpu.runtime.free_pinned(self._table_on_host)
 
     def _close(self, member: Member) -> None:
         """Closes what was opened of a neighbour."""
@@ -319,15 +323,14 @@ def _open(runtime: Runtime, handles: Handles) -> Member:
     return Member(address, tuple(opened))
 
 
-def _table(gpu: Gpu, rows: tuple[int, ...], stream: int) -> int:
-    """The addresses, in the memory of the device, for what this stream is given from now on."""
+def _table(gpu: Gpu, rows: tuple[int, ...], stream: int) -> tuple[int, int]:
+    """The addresses, in the memory of the device, for what this stream is given from now on; and in pinned memory,
+    from which they are copied some time."""
     num_bytes = _WORD_BYTES * len(rows)
-    table = gpu.runtime.allocate(num_bytes)
-    pinned, size = gpu.pinned.take(num_bytes)
-    (ctypes.c_uint64 * len(rows)).from_address(pinned)[:] = list(rows)
-    gpu.runtime.copy(table, pinned, num_bytes, stream)
-    gpu.pinned.give(pinned, size, [gpu.mark(stream)])
-    return table
+    table, on_host = gpu.runtime.allocate(num_bytes), gpu.runtime.pinned(num_bytes)
+    (ctypes.c_uint64 * len(rows)).from_address(on_host)[:] = list(rows)
+    gpu.runtime.copy(table, on_host, num_bytes, stream)
+    return table, on_host
 
 
 def aligned(num_bytes: int) -> int:

@@ -23,7 +23,7 @@ from torch.utils.dlpack import from_dlpack
 
 from mpipar.comm.buffers import Buffer
 from mpipar.comm.device import kernels
-from mpipar.comm.device.runtime import Addition, DeviceError, Rounding
+from mpipar.comm.device.runtime import Addition, DeviceError, Library, Rounding
 from mpipar.errors import ConfigError
 
 _NOT_READY = 600  # cudaErrorNotReady
@@ -70,8 +70,8 @@ class Cuda:
         device: AbstractContextManager[object] = self._cupy.cuda.Device(self._index)
         return device
 
-    def current_stream(self, array: Any) -> int:
-        if isinstance(array, Tensor):
+    def current_stream(self, library: Library) -> int:
+        if library == "torch":
             return int(torch.cuda.current_stream(self._index).cuda_stream)
         with self.current():
             return int(self._cupy.cuda.get_current_stream().ptr)
@@ -104,10 +104,6 @@ class Cuda:
             if status not in (0, _NOT_READY):
                 raise self._api.CUDARuntimeError(status)
         return status == 0
-
-    def synchronise(self, event: int) -> None:
-        with self._calling():
-            self._api.eventSynchronize(event)
 
     def allocate(self, num_bytes: int) -> int:
         with self._calling():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
 
-from mpipar.comm.device.runtime import Runtime
+from mpipar.comm.device.runtime import DeviceError, Library, Runtime
 from mpipar.comm.pending import Pending
+from mpipar.errors import MessageError
 
 _MOST_PINNED_BYTES = 1 << 30  # that are kept for the next operation
 _LEAST_PINNED_BYTES = 64 << 10
@@ -76,6 +77,8 @@ class Mark(Pending):
 
     __slots__ = ("_event", "_returned", "_runtime")
 
+    moved_by_asking = False
+
     def __init__(self, runtime: Runtime, event: int, returned: deque[int]):
         self._runtime = runtime
         self._event = event
@@ -94,10 +97,6 @@ class Mark(Pending):
             "a rank of this host that it waits for"
         )
 
-    def wait(self) -> None:
-        """Returns when it has."""
-        self._runtime.synchronise(self._event)
-
     def hold(self, stream: int) -> None:
         """What another stream is given from now on is done after that."""
         self._runtime.wait(stream, self._event)
@@ -111,14 +110,14 @@ class Caller:
 
     Args:
         gpu: Where the array is.
-        array: The caller's.
+        library: Whose array it is.
     """
 
     __slots__ = ("_called", "_gpu", "stream")
 
-    def __init__(self, gpu: Gpu, array: Any):
+    def __init__(self, gpu: Gpu, library: Library):
         self._gpu = gpu
-        self.stream = gpu.runtime.current_stream(array)
+        self.stream = gpu.runtime.current_stream(library)
         self._called: Mark | None = gpu.mark(self.stream)
 
     def before(self, *streams: int) -> None:
@@ -147,17 +146,20 @@ class Pinned:
         self._free_bytes = 0
         self._lock = threading.Lock()
 
-    def take(self, num_bytes: int) -> tuple[int, int]:
-        """(address, size) of memory that nothing reads or writes any more."""
-        size = max(_LEAST_PINNED_BYTES, 1 << (num_bytes - 1).bit_length()) if num_bytes else _LEAST_PINNED_BYTES
+    def take(self, num_bytes: int) -> Generator[Pending, None, tuple[int, int]]:
+        """For an algorithm: to wait for (address, size) of memory that nothing reads or writes any more.
+
+        What is copied there follows the streams of those who had it before, and so may wait for other ranks.
+        """
+        size = _rounded_up(num_bytes)
         with self._lock:
             self._sort_in()
             blocks = self._free.get(size)
             if not blocks:
-                return self._runtime.pinned(size), size
+                return self._allocate(size), size
             self._free_bytes -= size
             block = blocks.popleft()  # the one that has been free for longest
-        block.wait()
+        yield from block.marks
         return block.address, size
 
     def give(self, address: int, size: int, marks: Sequence[Mark]) -> None:
@@ -170,27 +172,37 @@ class Pinned:
         """
         self._returned.append(_Block(address, size, marks))
 
+    def _allocate(self, size: int) -> int:
+        try:
+            return self._runtime.pinned(size)
+        except DeviceError as error:
+            raise MessageError(
+                f"{size:,} bytes of the host's memory cannot be pinned, through which an array on GPU "
+                f"{self._runtime.name} is to go: {error}. Give smaller arrays, or the job more memory"
+            ) from error
+
     def _sort_in(self) -> None:
-        """What was given back is kept for the next operation, or freed, if that is enough."""
+        """What was given back is kept for the next operation, or freed, if that is enough and the device is done."""
         while self._returned:
             block = self._returned.popleft()
-            if self._free_bytes + block.size > _MOST_PINNED_BYTES:
-                block.wait()
+            self._free.setdefault(block.size, deque()).append(block)
+            self._free_bytes += block.size
+        for blocks in self._free.values():
+            while blocks and self._free_bytes > _MOST_PINNED_BYTES and all(mark.through() for mark in blocks[0].marks):
+                block = blocks.popleft()
+                self._free_bytes -= block.size
                 self._runtime.free_pinned(block.address)
-            else:
-                self._free.setdefault(block.size, deque()).append(block)
-                self._free_bytes += block.size
 
 
-class _Block:
+def _rounded_up(num_bytes: int) -> int:
+    """One of few sizes, so that memory is found again, and by an eighth at most too large."""
+    step = max(_LEAST_PINNED_BYTES, (1 << max(0, num_bytes - 1).bit_length()) >> 4)
+    return max(1, -(-num_bytes // step)) * step
+
+
+class _Block(NamedTuple):
     """Memory that was given back."""
 
-    def __init__(self, address: int, size: int, marks: Sequence[Mark]):
-        self.address = address
-        self.size = size
-        self._marks = marks
-
-    def wait(self) -> None:
-        """Until the device has done with it."""
-        for mark in self._marks:
-            mark.wait()
+    address: int
+    size: int
+    marks: Sequence[Mark]

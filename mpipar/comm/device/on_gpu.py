@@ -6,6 +6,7 @@ from typing import Any
 
 from mpipar.comm.buffers import Buffer, check_layout, checked_dtype, is_contiguous
 from mpipar.comm.device.gpu import Caller, Gpu
+from mpipar.comm.device.runtime import Library
 
 
 class OnGpu(Buffer):
@@ -26,7 +27,7 @@ class OnGpu(Buffer):
     __slots__ = ("_flat", "_writable", "caller", "gpu", "is_contiguous")
 
     def __init__(self, gpu: Gpu, array: Any, *, writable: bool):
-        kind = "cupy" if type(array).__module__.partition(".")[0] == "cupy" else "torch"
+        kind: Library = "cupy" if type(array).__module__.partition(".")[0] == "cupy" else "torch"
         self.dtype, self.itemsize = checked_dtype(array, kind)
         self._origin = array.detach() if kind == "torch" else array
         check_layout(self._origin, kind, writable)
@@ -41,7 +42,7 @@ class OnGpu(Buffer):
         self._staged = False
         self.size = int(self._flat.numel() if kind == "torch" else self._flat.size)
         self.gpu = gpu
-        self.caller = Caller(gpu, array)  # behind the copy, if there was one
+        self.caller = Caller(gpu, kind)  # behind the copy, if there was one
 
     @property
     def is_in_place(self) -> bool:

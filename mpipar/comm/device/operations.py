@@ -47,9 +47,10 @@ class GpuOperations:
         if arena is not None and place is not None and not small:
             there = replace(call, detail=ON_GPU | number)
             return _operation(there, collectives.all_reduce(self.host, arena, place, op, there, x.caller))
-        of_gpu = next((arena for _, arena in self._arenas if arena.gpu is x.gpu), None)
+        index, of_gpu = next(((index, arena) for index, arena in self._arenas if arena.gpu is x.gpu), (0, None))
         if of_gpu is None:
             return None
+        call = replace(call, detail=ON_GPU | index << 48)  # a rank with several GPUs has slots on each
         shape = Place(0, x.size, x.dtype, x.itemsize)
         steps = collectives.all_reduce_through_slots(self.host, of_gpu, x.address, shape, op, call, x.caller)
         return _operation(call, steps).followed_by(x.put_back)
@@ -80,7 +81,7 @@ class GpuOperations:
     def reduce_scatter(self, x: OnGpu, op: Op, bounds: Sequence[int]) -> Operation | None:
         """A shard of x becomes its sum."""
         arena, place, number = self._locate(x)
-        call = Call(f"reduce_scatter({op})", x.dtype, x.size, checksum([number, *bounds]))
+        call = Call(f"reduce_scatter({op})", x.dtype, x.size, ON_GPU | checksum([number, *bounds]))
         if self._alone:
             return _nothing_to_do(call, x)
         if arena is None or place is None or self.host is None:
@@ -90,7 +91,7 @@ class GpuOperations:
     def all_gather(self, x: OnGpu, bounds: Sequence[int]) -> Operation | None:
         """x becomes all shards."""
         arena, place, number = self._locate(x)
-        call = Call("all_gather", x.dtype, x.size, checksum([number, *bounds]))
+        call = Call("all_gather", x.dtype, x.size, ON_GPU | checksum([number, *bounds]))
         if self._alone:
             return _nothing_to_do(call, x)
         if arena is None or place is None or self.host is None:

@@ -33,7 +33,7 @@ def add_rounded_on_gpu(total: Tensor, x: Tensor, spacing: float, largest: Tensor
         first=first,
         largest=largest.data_ptr(),
     )
-    gpu.runtime.round_and_add(rounding, gpu.runtime.current_stream(x))
+    gpu.runtime.round_and_add(rounding, gpu.runtime.current_stream("torch"))
 
 
 def is_on_gpu(x: Tensor) -> bool:

@@ -4,18 +4,21 @@
 what) can run without one, on a stand-in that notices what a GPU would let pass until it goes wrong.
 
 Streams, events and addresses are numbers, as in CUDA. A stream does what is given to it in order, whenever it gets to
-it; only `synchronise` waits for it. An event that is recorded stands for all that its stream was given before.
+it. No call here waits for a stream: whoever has to asks, again and again, whether an event is reached, and can give up.
+An event that is recorded stands for all that its stream was given before.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from mpipar.comm.buffers import Op
+
+Library = Literal["torch", "cupy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ class Runtime(Protocol):
 
     # Streams and events
 
-    def current_stream(self, array: Any) -> int:
-        """The stream on which the library of this array now works."""
+    def current_stream(self, library: Library) -> int:
+        """The stream on which a library now works, in this thread."""
 
     def stream(self) -> int:
         """A new one, that waits for no other of itself."""
@@ -106,9 +109,6 @@ class Runtime(Protocol):
 
     def reached(self, event: int) -> bool:
         """Whether all that the event stands for is done."""
-
-    def synchronise(self, event: int) -> None:
-        """Returns when it is."""
 
     # Memory
 

@@ -1,8 +1,8 @@
 """An array on a GPU, through pinned memory of the host: piece by piece, on streams of their own.
 
 What MPI and the algorithms see is the host's copy. Down the pieces come in the order in which the algorithm will want
-them, each with an event; whoever touches elements waits for the pieces that they are in, and for no others. Up goes
-what is final, at once. Both ways are open at a time:
+them, each with an event; an algorithm that touches elements waits for the pieces that they are in, and for no others
+(`coming`). Up goes what is final, at once. Both ways are open at a time:
 
     caller's stream    ..x is made..|                                            waits | x is used ..
     down stream               waits | piece 1 | piece 2 | piece 3 |                ^
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,11 @@ from mpipar.comm.device.gpu import Gpu, Mark
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
 from mpipar.comm.p2p import segments
-from mpipar.comm.pending import Pending
+from mpipar.comm.pending import Algorithm, Pending
 
 PIECE_BYTES = 4 << 20
+
+_NOT_WAITED_FOR = "an algorithm touches elements that it has not waited for: see `Buffer.coming`"
 
 
 class Piece(NamedTuple):
@@ -50,15 +52,15 @@ class Staged(OnGpu):
         reads: Whether it reads what is in it.
     """
 
-    __slots__ = ("__weakref__", "_began", "_down", "_expected", "_host", "_reads", "_settled", "_up")
+    __slots__ = ("__weakref__", "_down", "_host", "_reads", "_settled", "_up", "_wanted")
 
     def __init__(self, gpu: Gpu, array: Any, *, writable: bool = True, reads: bool = True):
         super().__init__(gpu, array, writable=writable)
         self._reads = reads
-        self._expected = not reads  # whether it is known what has to come down
-        self._began = False
+        # What has to come down, in this order: all, if no algorithm says what it will want.
+        self._wanted: Iterable[tuple[int, int]] = segments(0, self.size, PIECE_BYTES // self.itemsize) if reads else ()
         self._settled = False
-        self._host: _Copy | None = None
+        self._host: _Copy | None = None  # once it has begun
         self._down: list[Piece] = []
         self._up = 0
 
@@ -66,38 +68,31 @@ class Staged(OnGpu):
     def is_in_host_memory(self) -> bool:
         return True
 
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """What will be read, in this order; nothing else is brought down."""
-        self._expected = True
-        self._begin()
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Pending]:
         if self._reads:
-            for start, stop in ranges:
-                self._bring(start, stop)
+            self._wanted = ranges
+        return self._begin()
 
-    def coming(self, start: int, stop: int) -> list[Pending]:
-        return [piece.mark for piece in self._on_the_way(start, stop)]
-
-    def wait_for(self, start: int, stop: int) -> None:
-        """Until elements [start, stop) are here, those of them that are to come."""
+    def coming(self, start: int, stop: int) -> Iterator[Pending]:
+        if self._host is None:
+            yield from self._begin()
         for piece in self._on_the_way(start, stop):
-            piece.mark.wait()
-            self._down.remove(piece)
+            yield piece.mark
 
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
-        self.wait_for(start, stop)
+        self._take(start, stop)
         return super().message(start, stop)
 
     def combine(self, start: int, stop: int, op: Op, other: Buffer) -> None:
-        self.wait_for(start, stop)
+        self._take(start, stop)
         super().combine(start, stop, op, other)
 
     def scale(self, start: int, stop: int, factor: float) -> None:
-        self.wait_for(start, stop)
+        self._take(start, stop)
         super().scale(start, stop, factor)
 
     def replace(self, start: int, stop: int, source: Buffer, first: int) -> None:
-        source.wait_for(first, first + stop - start)
-        self.wait_for(start, stop)
+        self._take(start, stop)
         super().replace(start, stop, source, first)
 
     def settle(self, start: int, stop: int) -> None:
@@ -106,40 +101,41 @@ class Staged(OnGpu):
             self._settled = True
             self._lift(start, stop)
 
-    def convert(self, other: Buffer) -> None:
-        other.wait_for(0, other.size)
-        self._expected = True
-        self._begin()
-        super().convert(other)
+    def convert(self, other: Buffer) -> Algorithm:
+        yield from self.coming(0, self.size)
+        yield from super().convert(other)
 
     def commit(self) -> None:
         """The caller's stream waits for what went up; if nothing was settled, all of it goes up now."""
-        if not self._writable:
+        if not self._writable or self._host is None:  # or nobody has touched it
             return
         if not self._settled:
-            self.wait_for(0, self.size)
+            self._take(0, self.size)
             for start, stop in segments(0, self.size, PIECE_BYTES // self.itemsize):
                 self._lift(start, stop)
-        if self._began:
-            self.caller.after(self._up)
+        self.caller.after(self._up)
         self.put_back()
 
     def _on_the_way(self, start: int, stop: int) -> list[Piece]:
-        if not self._expected:
-            self.expect(segments(0, self.size, PIECE_BYTES // self.itemsize))
-        self._begin()
         return [piece for piece in self._down if piece.start < stop and start < piece.stop]
 
-    def _begin(self) -> None:
+    def _take(self, start: int, stop: int) -> None:
+        """Elements [start, stop) are touched now: the algorithm has waited for them."""
+        assert self._host is not None, _NOT_WAITED_FOR
+        for piece in self._on_the_way(start, stop):
+            assert piece.mark.through(), _NOT_WAITED_FOR
+            self._down.remove(piece)
+
+    def _begin(self) -> Iterator[Pending]:
         """Gets the memory, when the operation's turn has come: those that wait in a lane hold none."""
-        if self._began:
-            return
-        self._began = True
         self._up = self.gpu.stream("up")
         self.caller.before(self.gpu.stream("down"), self._up)
-        self._host = _Copy(self.gpu, self.size * self.itemsize)
+        address, size = yield from self.gpu.pinned.take(self.size * self.itemsize)
+        self._host = _Copy(self.gpu, address, size)
         weakref.finalize(self, self._host.give_back).atexit = False
         self.lib, self.values = addable(self._host.view(self.dtype, self.size), self.dtype)
+        for start, stop in self._wanted:
+            self._bring(start, stop)
 
     def _bring(self, start: int, stop: int) -> None:
         if stop > start:
@@ -157,8 +153,9 @@ class Staged(OnGpu):
 class _Copy:
     """Pinned memory, for as long as an operation, or MPI, has to do with it."""
 
-    def __init__(self, gpu: Gpu, num_bytes: int):
-        self.address, self._size = gpu.pinned.take(num_bytes)
+    def __init__(self, gpu: Gpu, address: int, size: int):
+        self.address = address
+        self._size = size
         self._gpu = gpu
 
     def view(self, dtype: str, size: int) -> Any:

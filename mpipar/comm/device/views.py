@@ -1,7 +1,7 @@
 """An array on a GPU, for an MPI that takes pointers to its memory: MPIPAR_CUDA=mpi.
 
-The ring over these views is the ring of the CPU. MPI knows nothing of streams, so the host waits for what it is about
-to hand over: for one event, of the stream on which the operation works, and not for the device.
+The ring over these views is the ring of the CPU. MPI knows nothing of streams, so the algorithm waits before it hands
+memory over: for one event, of the stream on which the operation works, and not for the device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mpipar.comm.device.cuda import as_message
 from mpipar.comm.device.gpu import Gpu, Mark
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.mpi import MPI
-from mpipar.comm.pending import Pending
+from mpipar.comm.pending import Algorithm, Pending
 
 
 class View(OnGpu):
@@ -43,18 +43,13 @@ class View(OnGpu):
             return View(self.gpu, torch.empty(size, dtype=self.values.dtype, device=self.values.device))
 
     def coming(self, start: int, stop: int) -> list[Pending]:
+        """All that this operation has given the device, and what the caller had."""
         self._begin()
         return [self._given] if self._given is not None else []
 
-    def wait_for(self, start: int, stop: int) -> None:
-        """Until all that this operation has given the device is done, and what the caller had."""
-        self._begin()
-        if self._given is not None:
-            self._given.wait()
-            self._given = None
-
     def message(self, start: int, stop: int) -> tuple[Any, MPI.Datatype]:
-        self.wait_for(start, stop)
+        assert self._began and (self._given is None or self._given.through()), "see `Buffer.coming`"
+        self._given = None
         if self._bytes is None:
             with self.gpu.runtime.current():
                 self._bytes = as_message(self.values.view(torch.uint8)) if self.size else np.empty(0, np.uint8)
@@ -73,15 +68,14 @@ class View(OnGpu):
         self._gave()
 
     def replace(self, start: int, stop: int, source: Buffer, first: int) -> None:
-        source.wait_for(first, first + stop - start)
-        self.wait_for(start, stop)
+        self._begin()
         with self.gpu.runtime.on(self._stream):
             super().replace(start, stop, source, first)
         self._gave()
 
-    def convert(self, other: Buffer) -> None:
-        other.wait_for(0, other.size)
-        self.wait_for(0, self.size)
+    def convert(self, other: Buffer) -> Algorithm:
+        yield from other.coming(0, other.size)
+        self._begin()
         with self.gpu.runtime.on(self._stream):
             self.values.copy_(other.values)
         self._gave()

@@ -1,0 +1,109 @@
+"""Arrays on a GPU, for an MPI that takes pointers to its memory: nothing is handed over before it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from mpipar.comm import Communicator, ring
+from mpipar.comm.buffers import Op
+from mpipar.comm.device import views as views_module
+from tests.parallel.gpus import check, draw, expected
+from tests.stand_in.runtime import StandIn
+
+
+@pytest.fixture
+def views(comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> Communicator:
+    """All ranks, with such an MPI. To the one that there is the stand-in's memory is the host's."""
+    monkeypatch.setattr(views_module, "as_message", torch.Tensor.numpy)
+    with_views = Communicator(comm.mpi.Dup(), "views", comm.progress, replace(comm.roster, transport="mpi"))
+    monkeypatch.setattr(device.pinned_memory, "allocate", lambda num_bytes: pytest.fail("memory of the host is used"))
+    return with_views
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "max"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64])
+def test_all_reduce(views: Communicator, device: StandIn, dtype: torch.dtype, op: Op) -> None:
+    if op == "mean" and not dtype.is_floating_point:
+        return
+    for size in (1, 5, 4099, 1_500_000):  # the last in several segments
+        x = device.array(size, dtype)
+        for _ in range(2):  # the second in the same scratch memory
+            device.put(x, draw(size, views.rank, dtype))
+            views.all_reduce(x, op)
+            check(device.get(x), expected(views, size, dtype, op), op)
+
+
+def test_several_under_way(views: Communicator, device: StandIn) -> None:
+    arrays = [device.array(size, torch.float32) for size in (700_000, 3, 90_000)]
+    for i in range(3):
+        for x in arrays:
+            device.put(x, torch.full((len(x),), float(views.rank + i)))
+        for work in [views.start_all_reduce(x) for x in arrays]:
+            work.wait()
+    for x in arrays:
+        assert (device.get(x) == views.size * (views.size - 1) / 2 + views.size * 2).all()
+
+
+def test_shards(views: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In many segments: what is added up last is not passed on, and where it arrived the next one does."""
+    monkeypatch.setattr(ring, "reduce_scatter", partial(ring.reduce_scatter, segment_bytes=8192))
+    size = 200_001
+    x = device.array(size, torch.float32)
+    device.put(x, draw(size, views.rank, torch.float32))
+    views.reduce_scatter(x)
+    views.all_gather(x)
+    check(device.get(x), expected(views, size, torch.float32, "sum"))
+
+
+def test_broadcast(views: Communicator, device: StandIn) -> None:
+    x = device.array(600_000, torch.float32)
+    for root in range(views.size):
+        device.put(x, torch.full((len(x),), float(views.rank)))
+        views.broadcast(x, root)
+        assert (device.get(x) == root).all()
+
+
+def test_doubles_converted(views: Communicator, device: StandIn) -> None:
+    x, into = device.array(5000, torch.float64), device.array(5000, torch.float32)
+    device.put(x, draw(5000, views.rank, torch.float64))
+    views.start_all_reduce_into(into, x).wait()
+    check(device.get(into), expected(views, 5000, torch.float64, "sum"))
+
+
+def test_messages_between_two(views: Communicator, device: StandIn) -> None:
+    """What is sent was made before, and what is received is written when nobody reads what was there any more."""
+    out, into = device.array(400_000, torch.float32), device.array(400_000, torch.float32)
+    left, right = (views.rank - 1) % views.size, (views.rank + 1) % views.size
+    device.put(into, torch.zeros(len(into)))
+    kept: list[torch.Tensor] = []
+    device.later(lambda: kept.append(into.clone()), reads=[into])
+    device.put(out, draw(len(out), views.rank, torch.float32) + 1)
+    works = [views.start_send(out, right), views.start_receive(into, left)]
+    for work in works:
+        work.wait()
+    check(device.get(into), draw(len(out), left, torch.float32).double() + 1)
+    assert (kept[0] == 0).all()
+
+
+def test_all_to_all(views: Communicator, device: StandIn) -> None:
+    n = views.size
+    out, into = device.array(n * 1000, torch.float32), device.array(n * 1000, torch.float32)
+    device.put(out, torch.arange(n).repeat_interleave(1000) * 10.0 + views.rank)
+    views.all_to_all(out, into)
+    assert torch.equal(device.get(into), torch.arange(n).repeat_interleave(1000) + 10.0 * views.rank)
+
+
+def test_an_algorithm_that_does_not_wait_is_seen(
+    views: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty: Callable[..., list[object]] = lambda view, start, stop: view._begin() or []  # noqa: E731
+    monkeypatch.setattr(views_module.View, "coming", hasty)
+    out = device.array(1000, torch.float32)
+    device.put(out, torch.ones(1000))
+    with pytest.raises(AssertionError, match="coming"):
+        views.start_send(out, views.rank).wait()
