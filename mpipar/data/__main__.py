@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mpipar.comm import Communicator, decide_on_root, run_job
+from mpipar.command_line import parse_one_of
 from mpipar.data.importing import import_megatron
 from mpipar.data.pack import pack
 from mpipar.data.recipe import PackSettings
@@ -95,16 +96,13 @@ class Verify:
     """The data set."""
 
 
-Command = (
-    Annotated[Pack, tyro.conf.subcommand("pack")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-)
+Command = Pack | Import | Info | Verify
+
+_COMMANDS: dict[str, type[Command]] = {"pack": Pack, "import": Import, "info": Info, "verify": Verify}
 
 
 def main(world: Communicator) -> int:
-    command = decide_on_root(world, _parse)
+    command = decide_on_root(world, lambda: parse_one_of(_COMMANDS, "python -m mpipar.data", description=_DESCRIPTION))
     if isinstance(command, Pack):
         settings = PackSettings(
             vocab_size=command.vocab_size,
@@ -124,10 +122,6 @@ def main(world: Communicator) -> int:
             print(text)
         return 0
     return _verify(world, command.folder)
-
-
-def _parse() -> Pack | Import | Info | Verify:
-    return tyro.cli(Command, prog="python -m mpipar.data", description=_DESCRIPTION)
 
 
 def _verify(world: Communicator, folder: Path) -> int:
