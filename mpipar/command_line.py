@@ -223,11 +223,11 @@ def _wrapped(text: str) -> str:
 
 def _fields_with_help(info: StructTypeInfo) -> StructConstructorSpec | None:
     """A dataclass for tyro. Its own rule keeps line breaks of the text below a field, and then wraps once more."""
-    if not is_dataclass(info.type) or getattr(info.type, "__parameters__", ()):  # tyro wraps a choice in a generic one
+    if not is_dataclass(info.type) or hasattr(info.type, "__parameters__"):  # tyro wraps a choice in a generic one
         return None
     kind: Any = info.type
     hints = get_type_hints(kind, include_extras=True)
-    texts = cache(partial(_texts_below_fields, kind))  # reading the source takes time, and only --help needs it
+    texts = cache(partial(_texts_below_fields, info.type))  # reading the source takes time, and only --help needs it
 
     def default(field: Any) -> Any:
         if isinstance(info.default, kind):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from mpipar.amounts import size
 from mpipar.checkpoint.digest import digest
 from mpipar.checkpoint.export import Names, export
 from mpipar.checkpoint.folder import latest
@@ -39,9 +40,9 @@ class Info:
                 elements = sum(math.prod(found.describe(name)[0]) for name in found if name.startswith(f"{kind}/"))
                 print(f"{kind:<11} {count} tensors, {elements:,} elements")
             for number, num_bytes in enumerate(index.file_bytes):
-                print(f"file        {file_name(number)}, {num_bytes / 1e6:,.1f} MB")
+                print(f"file        {file_name(number)}, {size(num_bytes)}")
             for name, text in index.texts.items():
-                print(f"file        {name}, {text.num_bytes:,} bytes")
+                print(f"file        {name}, {size(text.num_bytes)}")
             for name, stored in index.tensors.items() if self.tensors else ():
                 shape = "x".join(map(str, stored.shape)) or "scalar"
                 slices = f", {len(stored.slices)} slices" if len(stored.slices) > 1 else ""
@@ -58,7 +59,7 @@ class Verify:
     def run(self) -> None:
         with Checkpoint(find(self.folder)) as found:
             found.verify()
-            print(f"sound: {found.path}, {sum(found.index.file_bytes) / 1e6:,.1f} MB")
+            print(f"sound: {found.path}, {size(sum(found.index.file_bytes))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Export:
     def run(self) -> None:
         with Checkpoint(find(self.folder)) as found:
             num_bytes = export(found, self.out, self.names)
-            print(f"exported: step {found.step:,}, {num_bytes / 1e6:,.1f} MB of weights, {self.out}")
+            print(f"exported: step {found.step:,}, {size(num_bytes)} of weights, {self.out}")
 
 
 Command = Info | Verify | Digest | Export

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mpipar.amounts import plural
 from mpipar.comm import Communicator, decide_on_root, run_job
 from mpipar.command_line import parse_one_of
 from mpipar.data.importing import import_megatron
@@ -129,9 +130,7 @@ def _verify(world: Communicator, folder: Path) -> int:
     if world.rank == 0:
         for problem in problems:
             print(problem)
-        print(
-            f"{folder}: {len(problems)} problem{'s' * (len(problems) != 1)}" if problems else f"{folder}: all is well"
-        )
+        print(f"{folder}: {plural(len(problems), 'problem') if problems else 'all is well'}")
     return 1 if problems else 0
 
 

@@ -318,14 +318,15 @@ class Run:
         """Collective: says what came of a checkpoint. If it was to be the last, the run fails with it."""
         if ending is None:
             return
-        if not ending.failure:
+        if ending.failure is None:
             if self._leads:
                 self._signs.give(self._done, saved=ending.step)
             return
         if self._is_over and ending.step == self._done:
             with agreement(self._comm):
                 raise CheckpointError(
-                    f"{ending.failure}. Make room, and the same command goes on from the last of them"
+                    f"{ending.failure.message}. Make room, and the same command goes on from the last of them",
+                    rank=ending.failure.rank,
                 )
         self._terminal.say(f"save    {ending.failure}; training goes on, the next checkpoint is another try")
 
