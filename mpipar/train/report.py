@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
 
 import mpipar
 from mpipar.amounts import plural
+from mpipar.checkpoint import latest
 from mpipar.comm import Mesh, mpi_version
 from mpipar.data import ShardSet
 from mpipar.model import Transformer, generate
@@ -86,6 +88,18 @@ def header(
             )
         )
     return [f"{name:<7} {text}" for name, text in lines]
+
+
+def asked_to_stop(number: signal.Signals, step: int, folder: RunFolder) -> str:
+    """What a signal that comes in a step leads to, and what is there if the job does not live to see it."""
+    saved = latest(folder.checkpoints)
+    onward = f"from {saved.name}" if saved else "from the beginning: nothing is saved yet"
+    if number == signal.SIGINT:
+        return f"stop    interrupted in step {step}; --resume auto goes on {onward}"
+    return (
+        f"stop    {number.name} in step {step}: the run is saved within two steps and ends. If it is killed before, as "
+        f"after Ctrl-C of mpirun, --resume auto goes on {onward}{', or a later one' if saved else ''}"
+    )
 
 
 def last_words(
