@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,9 +42,18 @@ def test_a_fault_is_what_was_found_or_a_loss_that_is_no_number(loss: float, faul
 def test_the_host_looks_at_a_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each look waits for all that was asked of it."""
     looks: list[str] = []
-    for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
+
+    def watched(name: str) -> Callable[[torch.Tensor], Any]:
         look = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda x, name=name, look=look: (looks.append(name), look(x))[1])
+
+        def watch(x: torch.Tensor) -> Any:
+            looks.append(name)
+            return look(x)
+
+        return watch
+
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, watched(name))
     readings = Readings()
     for index in range(8):
         readings.add(index, scalar(index), scalar(3), fault=scalar(0))
