@@ -45,7 +45,7 @@ setup(
         "numpy>=2.0",
         "h5py>=3.10",
         "tokenizers>=0.20",
-        "tyro>=0.9,<2",
+        "tyro>=1,<2",
         "tqdm>=4.60",
         "safetensors>=0.4",
         # Checksums; `storage.checksum` does without it where there is no wheel.

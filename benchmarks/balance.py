@@ -24,13 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from benchmarks import hosts
 from benchmarks.command import leave_when_asked, path_of, run_command, trainer
 from benchmarks.machine import this_machine
 from benchmarks.watched import Watched
 from mpipar.comm.environment import environ_outside
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError
 
 _RANKS = 2
@@ -149,4 +148,4 @@ def _step_s(folder: Path) -> float:
 
 if __name__ == "__main__":
     leave_when_asked()
-    sys.exit(run_command(lambda: tyro.cli(Balance, prog="python -m benchmarks.balance").run()))
+    sys.exit(run_command(lambda: parse(Balance, "python -m benchmarks.balance").run()))

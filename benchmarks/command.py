@@ -15,12 +15,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_command(run: Callable[[], int | None]) -> int:
-    """Runs a command, and returns its exit code: what it returns, or 0; 1 after an error, which is one message."""
+    """Runs a command, and returns its exit code: what it returns, or 0; or that of an error, which is one message."""
     try:
         return run() or 0
     except MpiparError as error:
         print(f"mpipar: error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
 
 
 def leave_when_asked() -> None:

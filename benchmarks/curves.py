@@ -19,6 +19,7 @@ import tyro
 
 from benchmarks.command import run_command
 from benchmarks.plot import COLORS, check_plot
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError
 from mpipar.storage import atomic_file
 from mpipar.train.metrics_file import read_metrics
@@ -183,4 +184,4 @@ def _scale(axes: Any, distances: Sequence[float]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Curves, prog="python -m benchmarks.curves").run()))
+    sys.exit(run_command(lambda: parse(Curves, "python -m benchmarks.curves").run()))

@@ -9,16 +9,18 @@ trains our model on random tokens, and says when a step begins. `recovery` kills
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.command import run_command
+from mpipar.command_line import parse
 from mpipar.model import ModelConfig, Transformer, initialise
 
 
@@ -84,4 +86,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    tyro.cli(Worker, prog="torchrun -m benchmarks.ddp_worker").run()
+    sys.exit(run_command(lambda: parse(Worker, "torchrun -m benchmarks.ddp_worker").run()))

@@ -25,6 +25,7 @@ from benchmarks.curves import draw, read, verdict
 from benchmarks.plot import check_plot
 from benchmarks.watched import Watched
 from mpipar.comm.environment import environ_outside
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError
 
 _LIMIT_S = 1800.0  # for what a job says next: its end, at most
@@ -131,4 +132,4 @@ class Dying:
 
 if __name__ == "__main__":
     leave_when_asked()
-    sys.exit(run_command(lambda: tyro.cli(Dying, prog="python -m benchmarks.dying").run()))
+    sys.exit(run_command(lambda: parse(Dying, "python -m benchmarks.dying").run()))

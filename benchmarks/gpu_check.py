@@ -11,7 +11,6 @@ is over. What came of them is a table, and gpu-NAME-DATE.json; the exit code is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -28,6 +27,7 @@ import torch
 from benchmarks.command import leave_when_asked, run_command
 from benchmarks.watched import Watched
 from mpipar.comm.device.cuda import open_gpu
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError
 
 _LIMIT_S = 470.0
@@ -193,11 +193,18 @@ def _ranks(count: int) -> str:
     return f"{count} rank{'' if count == 1 else 's'}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options."""
+
+    mpirun: str = "mpirun"
+    """The launcher, and options of it."""
+    out: Path = _RESULTS
+    """The folder for the JSON file."""
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_check", description=__doc__.partition("\n")[0])
-    parser.add_argument("--mpirun", default="mpirun", help="the launcher, and options of it")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help="the folder for the JSON file")
-    asked = parser.parse_args()
+    asked = parse(Asked, "python -m benchmarks.gpu_check", description=__doc__.partition("\n")[0])
     if not torch.cuda.is_available():
         built = "is built without CUDA" if torch.version.cuda is None else "finds no CUDA device (nvidia-smi -L)"
         raise ConfigError(f"gpu-check needs a GPU: torch {torch.__version__} {built}")

@@ -9,14 +9,14 @@ and optimizer state.
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import get_args
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.random_tokens import RandomTokens
 from mpipar.comm import Communicator, Grid, Mesh, decide_on_root, run_job
+from mpipar.command_line import parse
 from mpipar.model import ModelConfig
 from mpipar.train import reproducible
 from mpipar.train.config import Config, DeviceName, PrecisionName, TrainConfig
@@ -29,8 +29,18 @@ _VOCAB_SIZE = 2048
 _STEPS = 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options."""
+
+    device: DeviceName = "cuda"
+    """Where ranks compute."""
+    precision: PrecisionName = "bf16"
+    """Of matrix products."""
+
+
 def main(world: Communicator) -> None:
-    asked = decide_on_root(world, _arguments)
+    asked = decide_on_root(world, lambda: parse(Asked, "python -m benchmarks.gpu_reproducible", description=__doc__))
     mesh = Mesh(world, Grid.of(world.size))
     config, placement = resolve(
         Config(
@@ -57,13 +67,6 @@ def main(world: Communicator) -> None:
     digest = step.digest()
     if world.rank == 0:
         print(json.dumps({"losses": losses, "digest": digest}), flush=True)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_reproducible", description=__doc__)
-    parser.add_argument("--device", choices=get_args(DeviceName), default="cuda")
-    parser.add_argument("--precision", choices=get_args(PrecisionName), default="bf16")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

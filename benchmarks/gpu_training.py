@@ -7,18 +7,19 @@ through torch.compile, with fused AdamW. One JSON document a model.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from benchmarks.random_tokens import RandomTokens
 from mpipar.comm import Communicator, Grid, Mesh, decide_on_root, run_job
+from mpipar.command_line import parse
 from mpipar.model import ModelConfig, Transformer
 from mpipar.train.config import Config, TrainConfig
 from mpipar.train.device import start
@@ -43,8 +44,22 @@ _MODELS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options."""
+
+    model: Literal["124M", "1B", "tiny"] = "124M"
+    """By its number of parameters."""
+    rounds: int = 12
+    """Measurements of each way."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Where to compute."""
+    compile: bool = True
+    """Run the model through torch.compile, in both."""
+
+
 def main(world: Communicator) -> None:
-    asked = decide_on_root(world, _arguments)
+    asked = decide_on_root(world, lambda: parse(Asked, "python -m benchmarks.gpu_training", description=__doc__))
     config = _MODELS[asked.model]
     train = replace(config.train, device=asked.device, precision="bf16", compile=asked.compile)
     config, placement = resolve(replace(config, train=train), Mesh(world, Grid.of(world.size)))
@@ -119,15 +134,6 @@ def _take_turns(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_training", description=__doc__)
-    parser.add_argument("--model", choices=_MODELS, default="124M")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--compile", type=lambda text: text == "true", default=True, metavar="true|false")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tyro
 
 from benchmarks.command import leave_when_asked, path_of, run_command
 from benchmarks.namespaces import Network
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError, LaunchError
 from mpipar.launch.options import split
 
@@ -189,7 +190,7 @@ class Command:
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit code."""
     own, program = split(arguments)
-    return run_command(lambda: tyro.cli(Command, prog="python -m benchmarks.hosts", args=own).run(program))
+    return run_command(lambda: parse(Command, "python -m benchmarks.hosts", own).run(program))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import tyro
 from benchmarks.command import run_command
 from benchmarks.options import require_at_least
 from mpipar.comm.environment import environ_outside
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError, LaunchError
 
 Answer = Mapping[str, Any]
@@ -156,4 +157,4 @@ def _times(answer: Answer) -> dict[tuple[int, str], float]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Launches, prog="python -m benchmarks.launches").run()))
+    sys.exit(run_command(lambda: parse(Launches, "python -m benchmarks.launches").run()))

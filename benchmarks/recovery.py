@@ -34,13 +34,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from benchmarks.command import leave_when_asked, path_of, run_command, trainer
 from benchmarks.machine import comments, this_machine
 from benchmarks.watched import Watched
 from mpipar.comm import usable_cores
 from mpipar.comm.environment import environ_outside
+from mpipar.command_line import parse
 from mpipar.errors import ConfigError
 from mpipar.processor import bf16_is_fast
 
@@ -249,4 +249,4 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     leave_when_asked()
-    sys.exit(run_command(lambda: tyro.cli(Recovery, prog="python -m benchmarks.recovery").run()))
+    sys.exit(run_command(lambda: parse(Recovery, "python -m benchmarks.recovery").run()))

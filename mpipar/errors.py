@@ -38,6 +38,9 @@ class MpiparError(Exception):
     passing = False
     """Whether the same command, started again, may get further: so it is where the machine failed, not the input."""
 
+    exit_code = 1
+    """Of the command that ends with it."""
+
     def __init__(self, message: str, *, rank: int | None = None, axis: str | None = None, step: int | None = None):
         super().__init__(message)
         self.message = message
@@ -64,6 +67,8 @@ def _rebuild(
 
 class ConfigError(MpiparError, ValueError):
     """A setting, or a combination of settings, that cannot be."""
+
+    exit_code = 2
 
 
 class DataError(MpiparError):
@@ -147,4 +152,12 @@ class DivergedError(MpiparError):
 
 
 class PeerError(MpiparError):
-    """Another rank failed. That rank reports the reason; nobody prints this one."""
+    """Another rank failed. That rank reports the reason; nobody prints this one.
+
+    Args:
+        exit_code: Of that rank's error: mpirun gives the code of any.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1, **where: Any):
+        super().__init__(message, **where)
+        self.exit_code = exit_code

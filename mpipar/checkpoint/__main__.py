@@ -5,78 +5,95 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
+from mpipar.amounts import size
 from mpipar.checkpoint.digest import digest
 from mpipar.checkpoint.export import Names, export
 from mpipar.checkpoint.folder import latest
 from mpipar.checkpoint.index import INDEX, file_name
 from mpipar.checkpoint.read import Checkpoint
-from mpipar.errors import CheckpointError
+from mpipar.command_line import parse_one_of
+from mpipar.errors import CheckpointError, MpiparError
 
 Folder = tyro.conf.Positional[Path]
 
 
-def print_info(folder: Folder, tensors: bool = False) -> None:
-    """Prints what a checkpoint holds, from its index alone.
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Prints what a checkpoint holds, from its index alone."""
 
-    Args:
-        folder: A checkpoint; or a run, of which the latest is taken.
-        tensors: Each tensor too: name, dtype, shape, and in how many slices it lies.
-    """
-    with Checkpoint(find(folder)) as found:
-        index = found.index
-        print(f"checkpoint  {found.path}")
-        print(f"step        {found.step:,}")
-        for kind, count in sorted(Counter(name.partition("/")[0] for name in found).items()):
-            elements = sum(math.prod(found.describe(name)[0]) for name in found if name.startswith(f"{kind}/"))
-            print(f"{kind:<11} {count} tensors, {elements:,} elements")
-        for number, num_bytes in enumerate(index.file_bytes):
-            print(f"file        {file_name(number)}, {num_bytes / 1e6:,.1f} MB")
-        for name, text in index.texts.items():
-            print(f"file        {name}, {text.num_bytes:,} bytes")
-        for name, stored in index.tensors.items() if tensors else ():
-            shape = "x".join(map(str, stored.shape)) or "scalar"
-            slices = f", {len(stored.slices)} slices" if len(stored.slices) > 1 else ""
-            print(f"tensor      {name} {stored.dtype} {shape}{slices}")
+    folder: Folder
+    """A checkpoint; or a run, of which the latest is taken."""
+    tensors: bool = False
+    """Each tensor too: name, dtype, shape, and in how many slices it lies."""
 
-
-def verify(folder: Folder) -> None:
-    """Reads a checkpoint to the last byte, and names the first file that is damaged.
-
-    Args:
-        folder: A checkpoint; or a run, of which the latest is taken.
-    """
-    with Checkpoint(find(folder)) as found:
-        found.verify()
-        print(f"sound: {found.path}, {sum(found.index.file_bytes) / 1e6:,.1f} MB")
+    def run(self) -> None:
+        with Checkpoint(find(self.folder)) as found:
+            index = found.index
+            print(f"checkpoint  {found.path}")
+            print(f"step        {found.step:,}")
+            for kind, count in sorted(Counter(name.partition("/")[0] for name in found).items()):
+                elements = sum(math.prod(found.describe(name)[0]) for name in found if name.startswith(f"{kind}/"))
+                print(f"{kind:<11} {count} tensors, {elements:,} elements")
+            for number, num_bytes in enumerate(index.file_bytes):
+                print(f"file        {file_name(number)}, {size(num_bytes)}")
+            for name, text in index.texts.items():
+                print(f"file        {name}, {size(text.num_bytes)}")
+            for name, stored in index.tensors.items() if self.tensors else ():
+                shape = "x".join(map(str, stored.shape)) or "scalar"
+                slices = f", {len(stored.slices)} slices" if len(stored.slices) > 1 else ""
+                print(f"tensor      {name} {stored.dtype} {shape}{slices}")
 
 
-def print_digest(folder: Folder) -> None:
-    """Prints one SHA-256 over all weights and optimizer state: equal if and only if two runs came to the same bits.
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Reads a checkpoint to the last byte, and names the first file that is damaged."""
 
-    Args:
-        folder: A checkpoint; or a run, of which the latest is taken.
-    """
-    with Checkpoint(find(folder)) as found:
-        print(digest(found))
+    folder: Folder
+    """A checkpoint; or a run, of which the latest is taken."""
+
+    def run(self) -> None:
+        with Checkpoint(find(self.folder)) as found:
+            found.verify()
+            print(f"sound: {found.path}, {size(sum(found.index.file_bytes))}")
 
 
-def print_export(folder: Folder, out: Path, names: Names = "mpipar") -> None:
-    """Writes the weights as model.safetensors, with a config.json, for other programs.
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """Prints one SHA-256 over all weights and optimizer state: equal if and only if two runs came to the same bits."""
 
-    Args:
-        folder: A checkpoint; or a run, of which the latest is taken.
-        out: The folder to write; it must not exist.
-        names: Those of mpipar, or those of the Hugging Face library's models.
-    """
-    with Checkpoint(find(folder)) as found:
-        num_bytes = export(found, out, names)
-        print(f"exported: step {found.step:,}, {num_bytes / 1e6:,.1f} MB of weights, {out}")
+    folder: Folder
+    """A checkpoint; or a run, of which the latest is taken."""
+
+    def run(self) -> None:
+        with Checkpoint(find(self.folder)) as found:
+            print(digest(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Writes the weights as model.safetensors, with a config.json, for other programs."""
+
+    folder: Folder
+    """A checkpoint; or a run, of which the latest is taken."""
+    out: Path
+    """The folder to write; it must not exist."""
+    names: Names = "mpipar"
+    """Those of mpipar, or those of the Hugging Face library's models."""
+
+    def run(self) -> None:
+        with Checkpoint(find(self.folder)) as found:
+            num_bytes = export(found, self.out, self.names)
+            print(f"exported: step {found.step:,}, {size(num_bytes)} of weights, {self.out}")
+
+
+Command = Info | Verify | Digest | Export
+
+_COMMANDS: dict[str, type[Command]] = {"info": Info, "verify": Verify, "digest": Digest, "export": Export}
 
 
 def find(folder: Path) -> Path:
@@ -97,17 +114,11 @@ def find(folder: Path) -> Path:
 
 
 def main() -> int:
-    commands: dict[str, Callable[..., Any]] = {
-        "info": print_info,
-        "verify": verify,
-        "digest": print_digest,
-        "export": print_export,
-    }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m mpipar.checkpoint")
-    except CheckpointError as error:
+        parse_one_of(_COMMANDS, "python -m mpipar.checkpoint").run()
+    except MpiparError as error:
         print(f"mpipar: error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

@@ -199,11 +199,12 @@ def begin(root: Path, step: int) -> Path:
     return partial
 
 
-def cannot_write(root: Path, step: int, error: OSError, where: str = "") -> CheckpointError:
-    """The error of a checkpoint that could not be written; `where` is for people."""
+def cannot_write(root: Path, step: int, error: OSError, rank: int | None = None) -> CheckpointError:
+    """The error of a checkpoint that could not be written, by a rank if there are several."""
     return CheckpointError(
-        f"checkpoint {folder_of(root, step)} cannot be written: {error.strerror or error}{where}. Earlier checkpoints "
-        "are as they were"
+        f"checkpoint {folder_of(root, step)} cannot be written: {error.strerror or error}. Earlier checkpoints are as "
+        "they were",
+        rank=rank,
     )
 
 

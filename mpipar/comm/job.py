@@ -55,8 +55,8 @@ def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, 
         if isinstance(leaving.code, str):
             _say(world, leaving.code)
         code = _conclude(world, leaving.code if isinstance(leaving.code, int) else EXIT_ERROR if leaving.code else 0)
-    except PeerError:
-        code = EXIT_ERROR
+    except PeerError as error:
+        code = error.exit_code
     except KeyboardInterrupt:
         _leave(world, "interrupted", code=130)
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
@@ -65,9 +65,9 @@ def run_job(main: Callable[[Communicator], int | Literal["stopped"] | None], *, 
         if not error.passing:
             write_outcome("failed", str(error))
         if not getattr(error, "agreed", False):
-            _leave(world, f"error: {error}", code=EXIT_ERROR)
+            _leave(world, f"error: {error}", code=error.exit_code)
         _say(world, f"error: {error}")
-        code = EXIT_ERROR
+        code = error.exit_code
     except Exception:
         _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
     _end(world, code)
@@ -85,11 +85,12 @@ def agreement(world: Communicator) -> Iterator[None]:
         yield
     except MpiparError as error:
         mine = error
-    failed = [rank for rank, error in enumerate(world.all_gather_object(mine is not None)) if error]
-    if not failed:
+    codes = world.all_gather_object(mine.exit_code if mine else 0)
+    first = next((rank for rank, code in enumerate(codes) if code), None)
+    if first is None:
         return
-    if mine is None or world.rank != failed[0]:
-        raise PeerError(f"rank {failed[0]} failed", rank=failed[0]) from mine
+    if mine is None or world.rank != first:
+        raise PeerError(f"rank {first} failed", rank=first, exit_code=codes[first]) from mine
     mine.agreed = True  # type: ignore[attr-defined]
     raise mine
 
@@ -139,7 +140,7 @@ def _begin() -> Communicator:
         if MPI.COMM_WORLD.rank == 0:
             write_outcome("failed", str(error))
             print(f"mpipar: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_ERROR)
+        sys.exit(error.exit_code)
     if wish(VARIABLE) != "auto" and world.rank == 0:
         print(f"mpipar: {VARIABLE}={wish(VARIABLE)}: taken wherever it can be used", file=sys.stderr, flush=True)
     return world
@@ -175,7 +176,7 @@ def _end(world: Communicator, code: int) -> NoReturn:
     try:
         part(world)
     except MpiparError as error:
-        _leave(world, f"error: {error}", code=EXIT_ERROR)
+        _leave(world, f"error: {error}", code=error.exit_code)
     except Exception:  # of a GPU, in what it was still to do
         _leave(world, f"failed\n{traceback.format_exc().rstrip()}", code=EXIT_ERROR)
     if can_survive():

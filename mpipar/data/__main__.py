@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mpipar.amounts import plural
 from mpipar.comm import Communicator, decide_on_root, run_job
+from mpipar.command_line import parse_one_of
 from mpipar.data.importing import import_megatron
 from mpipar.data.pack import pack
 from mpipar.data.recipe import PackSettings
@@ -95,16 +97,13 @@ class Verify:
     """The data set."""
 
 
-Command = (
-    Annotated[Pack, tyro.conf.subcommand("pack")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-)
+Command = Pack | Import | Info | Verify
+
+_COMMANDS: dict[str, type[Command]] = {"pack": Pack, "import": Import, "info": Info, "verify": Verify}
 
 
 def main(world: Communicator) -> int:
-    command = decide_on_root(world, _parse)
+    command = decide_on_root(world, lambda: parse_one_of(_COMMANDS, "python -m mpipar.data", description=_DESCRIPTION))
     if isinstance(command, Pack):
         settings = PackSettings(
             vocab_size=command.vocab_size,
@@ -126,18 +125,12 @@ def main(world: Communicator) -> int:
     return _verify(world, command.folder)
 
 
-def _parse() -> Pack | Import | Info | Verify:
-    return tyro.cli(Command, prog="python -m mpipar.data", description=_DESCRIPTION)
-
-
 def _verify(world: Communicator, folder: Path) -> int:
     problems = verify(world, folder)
     if world.rank == 0:
         for problem in problems:
             print(problem)
-        print(
-            f"{folder}: {len(problems)} problem{'s' * (len(problems) != 1)}" if problems else f"{folder}: all is well"
-        )
+        print(f"{folder}: {plural(len(problems), 'problem') if problems else 'all is well'}")
     return 1 if problems else 0
 
 

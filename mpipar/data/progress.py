@@ -8,6 +8,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from mpipar.amounts import size
+
 _LOG_INTERVAL_S = 15.0
 
 
@@ -46,7 +48,7 @@ class Progress:
             rate = self._done / (now - self._started)
             left_s = (self._total - self._done) / rate if rate else 0.0
             share = self._done / self._total if self._total else 1.0
-            amounts = f"{share:4.0%} of {self._total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left_s:,.0f} s left"
+            amounts = f"{share:4.0%} of {size(self._total)}, {size(rate)}/s, {left_s:,.0f} s left"
             print(f"{self._label}: {amounts}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:

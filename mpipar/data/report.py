@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
+from mpipar.amounts import size
 from mpipar.comm import Communicator, decide_on_root
 from mpipar.data.progress import Progress
 from mpipar.data.recipe import RECORD_FILE, read_fingerprint
@@ -29,7 +32,7 @@ def describe(folder: Path) -> str:
             bits_per_byte = nats / math.log(2) / bytes_per_token
             entropy = f"{nats:.4f} nats/token, {bits_per_byte:.3f} bits/byte"
             lines.append(
-                f"  {split:5} {len(shards.shards):7,} {shards.num_documents:11,} {shards.text_bytes / 1e6:8,.1f} MB "
+                f"  {split:5} {len(shards.shards):7,} {shards.num_documents:11,} {size(shards.text_bytes):>11} "
                 f"{shards.num_tokens:15,} {bytes_per_token:12.3f} {entropy:>34}"
             )
             if shards.num_counted < shards.num_tokens:
@@ -48,14 +51,11 @@ def verify(world: Communicator, folder: Path) -> list[str]:
     """
     paths = decide_on_root(world, lambda: [path for split in splits_in(folder) for path in shard_paths(folder, split)])
     mine = paths[world.rank :: world.size]
-    problems = []
+    problems: list[str] = []
     with Progress("verifying", sum(path.stat().st_size for path in mine), shown=world.rank == 0) as progress:
         for path in mine:
-            try:
-                with Shard(path) as shard:
-                    shard.verify()
-            except DataError as error:
-                problems.append(str(error))
+            with _noted(problems), Shard(path) as shard:
+                shard.verify()
             progress.advance(path.stat().st_size)
     found = sorted(chain(*world.all_gather_object(problems)))
     # Damaged files have been named; whether the whole ones belong together is a question only where all are whole.
@@ -63,16 +63,21 @@ def verify(world: Communicator, folder: Path) -> list[str]:
 
 
 def _mismatches(folder: Path) -> list[str]:
-    problems = []
+    problems: list[str] = []
     for split in splits_in(folder):
-        try:
+        with _noted(problems):
             ShardSet.open(folder, split).close()
             verify_index(folder, split)
-        except DataError as error:
-            problems.append(str(error))
     if (folder / RECORD_FILE).exists():
-        try:
+        with _noted(problems):
             read_fingerprint(folder)
-        except DataError as error:
-            problems.append(str(error))
     return problems
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """What is found wrong in the block is one problem more, and not the end."""
+    try:
+        yield
+    except DataError as error:
+        problems.append(str(error))

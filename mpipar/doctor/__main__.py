@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpipar.comm import Communicator, decide_on_root, run_job
 from mpipar.comm.environment import launcher_mismatch, mpi_facts, read_launch, try_gpu_transfer
+from mpipar.command_line import parse
 from mpipar.doctor.facts import folder_facts, rank_facts
 from mpipar.doctor.findings import Finding, judge
 
-_DESCRIPTION = """Says what this machine offers for training, what will bite, and what to do about it. Alone it looks at
-this process; under mpirun at all ranks and hosts. The exit code is 1 if anything is bad."""
+
+@dataclass(frozen=True)
+class Doctor:
+    """Says what this machine offers for training, what will bite, and what to do about it.
+
+    Alone it looks at this process; under mpirun at all ranks and hosts. The exit code is 1 if anything is bad.
+    """
 
 
 def main(world: Communicator) -> int:
-    decide_on_root(
-        world, lambda: argparse.ArgumentParser("python -m mpipar.doctor", description=_DESCRIPTION).parse_args()
-    )
+    decide_on_root(world, lambda: parse(Doctor, "python -m mpipar.doctor"))
     mismatch = launcher_mismatch(os.environ, world.size, mpi_facts().library)
     if mismatch is not None:
         launch = read_launch(os.environ)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mpipar.amounts import plural
 from mpipar.comm.environment import NO_DEVICE, GpuTransfer, MpiFacts
 from mpipar.doctor.facts import FolderFacts, RankFacts
 from mpipar.train.device import place
@@ -224,10 +225,6 @@ def judge_shared_memory(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             yield Finding("note", text, "killed jobs leave files there (ls -l /dev/shm); docker run --shm-size=1g")
         else:
             yield Finding("ok", text)
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def some(names: Sequence[str], limit: int = 4) -> str:

@@ -12,7 +12,6 @@ def main(requests: Requests) -> int:
     from mpipar.launch.options import parse
     from mpipar.launch.processes import adopt_orphans
     from mpipar.launch.supervisor import Supervisor, say
-    from mpipar.launch.verdict import EXIT_FAILED
 
     try:
         options, command = parse(sys.argv[1:])
@@ -21,7 +20,7 @@ def main(requests: Requests) -> int:
             return supervisor.run()
     except MpiparError as error:
         say(f"error: {error}")
-        return EXIT_FAILED
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from mpipar import command_line
 from mpipar.errors import ConfigError
 
 _DESCRIPTION = """Runs a command of mpipar under mpirun, and starts it again when it is lost.
@@ -68,11 +69,11 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """The options, and the command behind `--`.
 
     Raises:
-        ConfigError: An option cannot be, or there is no command.
-        SystemExit: --help was asked for, or an option is unknown; tyro has said so.
+        ConfigError: An option does not exist or cannot be, or there is no command.
+        SystemExit: --help was asked for, and printed.
     """
     own, command = split(arguments)
-    options = tyro.cli(Options, prog="python -m mpipar.launch", description=_DESCRIPTION, args=own)
+    options = command_line.parse(Options, "python -m mpipar.launch", own, description=_DESCRIPTION)
     if not command:
         raise ConfigError("which command? python -m mpipar.launch -n 8 -- python -m mpipar.train ...")
     if shutil.which(command[0]) is None:

@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from mpipar.errors import DamagedError, DataError
+from mpipar.storage.advice import will_be_read
 
 BYTE = np.dtype(np.uint8)
 
@@ -78,8 +79,7 @@ class OpenFile:
 
     def expect(self, begin: int, num_bytes: int) -> None:
         """Asks the system to fetch bytes that are needed soon."""
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._descriptor, begin, num_bytes, os.POSIX_FADV_WILLNEED)
+        will_be_read(self._descriptor, begin, num_bytes)
 
 
 Opened = TypeVar("Opened", bound=OpenFile)

@@ -14,7 +14,6 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpipar.storage.advice import will_not_be_read
 from mpipar.storage.atomic import atomic_file
 from mpipar.storage.checksum import crc32
 from mpipar.storage.header import BLOCK_BYTES, Attribute, Layout, Shape, lay_out, user_block
@@ -130,15 +130,11 @@ class ArrayWriter:
         return crcs
 
     def _hurry(self, begin: int, num_bytes: int) -> None:
-        """Has the disk begin with what was written, which else waits for the flush.
-
-        Linux does so when it is told that the bytes are not needed; it forgets none before they are on the disk.
-        """
+        """Has the disk begin with what was written, when that is worth a call."""
         low, high = self._waiting
         self._waiting = low, high = min(low, begin), max(high, begin + num_bytes)
-        if high - low >= _HURRIED_BYTES and hasattr(os, "posix_fadvise"):  # not on macOS
-            with suppress(OSError):  # it is advice
-                os.posix_fadvise(self._descriptor, low, high - low, os.POSIX_FADV_DONTNEED)
+        if high - low >= _HURRIED_BYTES:
+            will_not_be_read(self._descriptor, low, high - low)
             self._waiting = _NOTHING
 
     def flush(self) -> None:

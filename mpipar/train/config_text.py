@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from mpipar import command_line
 from mpipar.errors import ConfigError
 from mpipar.train.config import Config
 
@@ -29,8 +30,8 @@ def parse(arguments: Sequence[str]) -> Config:
     """The settings that a command line asks for.
 
     Raises:
-        ConfigError: The TOML file is missing, does not parse, or has a key that does not exist.
-        SystemExit: --help was asked for, or a flag is wrong; tyro has printed what and why.
+        ConfigError: The TOML file is missing or does not parse, a key or a flag does not exist, a value cannot be.
+        SystemExit: --help was asked for, and printed.
     """
     arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
     default = Config()
@@ -38,7 +39,7 @@ def parse(arguments: Sequence[str]) -> Config:
         if argument.startswith("--config=") or (argument == "--config" and following):
             default = read_toml(Path(argument.partition("=")[2] or following))
     boolean_values = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(Config, prog="python -m mpipar.train", args=arguments, default=default, config=boolean_values)
+    return command_line.parse(Config, "python -m mpipar.train", arguments, default=default, markers=boolean_values)
 
 
 def read_toml(path: Path) -> Config:

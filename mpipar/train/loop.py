@@ -8,6 +8,7 @@ Everything that reaches the outside (the terminal, the run folder) is rank 0's; 
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from typing import Literal
 
@@ -173,16 +174,22 @@ class Run:
         if done == self._config.train.steps:
             self._todo += ["evaluate", "conclude"]  # there is no step left; what is recorded of the last one stays
         try:
-            while self._todo or not self._is_over:
-                try:
-                    self._go_on(stop)
-                except LostRanksError:
-                    self._survive()
+            with stop.told(self._tell_of):
+                while self._todo or not self._is_over:
+                    try:
+                        self._go_on(stop)
+                    except LostRanksError:
+                        self._survive()
         finally:
             self._record.close()
         if can_survive():
             part(self._mesh.world)
         return self._done == self._config.train.steps
+
+    def _tell_of(self, number: signal.Signals) -> None:
+        """Says at once what a signal leads to: what mpirun gives its ranks after Ctrl-C is no time for a step."""
+        if self._leads:
+            self._terminal.say(report.asked_to_stop(number, self._done + 1, self._folder))
 
     @property
     def _leads(self) -> bool:
@@ -318,14 +325,15 @@ class Run:
         """Collective: says what came of a checkpoint. If it was to be the last, the run fails with it."""
         if ending is None:
             return
-        if not ending.failure:
+        if ending.failure is None:
             if self._leads:
                 self._signs.give(self._done, saved=ending.step)
             return
         if self._is_over and ending.step == self._done:
             with agreement(self._comm):
                 raise CheckpointError(
-                    f"{ending.failure}. Make room, and the same command goes on from the last of them"
+                    f"{ending.failure.message}. Make room, and the same command goes on from the last of them",
+                    rank=ending.failure.rank,
                 )
         self._terminal.say(f"save    {ending.failure}; training goes on, the next checkpoint is another try")
 

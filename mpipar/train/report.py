@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
 
 import mpipar
+from mpipar.amounts import plural
+from mpipar.checkpoint import latest
 from mpipar.comm import Mesh, mpi_version
 from mpipar.data import ShardSet
 from mpipar.model import Transformer, generate
@@ -42,13 +45,13 @@ def header(
     train = config.train
     model, unshared = step.model, step.replicas.unshared
     ranks, hosts = mesh.world.size, mesh.num_hosts
-    spares = f" ({_count(config.elastic.spares, 'spare')})" if config.elastic.spares else ""
+    spares = f" ({plural(config.elastic.spares, 'spare')})" if config.elastic.spares else ""
     most = -(-train.num_microbatches // ranks)
     lines = [
         ("mpipar", f"{mpipar.__version__}, {mpi_version()}, torch {torch.__version__}"),
         (
             "ranks",
-            f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}{spares}, {_count(train.threads, 'thread')} each",
+            f"{plural(ranks, 'rank')} on {plural(hosts, 'host')}{spares}, {plural(train.threads, 'thread')} each",
         ),
         *([("device", placement.said())] if placement.on_gpus else []),
         ("reduce", _how_reduced(mesh.num_hosts, unshared, exactly=train.reproducible)),
@@ -61,16 +64,16 @@ def header(
         (
             "step",
             f"{train.global_batch} sequences of {train.seq_len} = {train.global_batch * train.seq_len:,} tokens in "
-            f"{_count(train.num_microbatches, 'microbatch')}, at most {most} a rank",
+            f"{plural(train.num_microbatches, 'microbatch')}, at most {most} a rank",
         ),
         ("run", f"{config.run.dir}: {origin}"),
         *(("note", text) for text in lacks),
     ]
     if train.num_microbatches < ranks:
         idle = ranks - train.num_microbatches
-        few = _count(train.num_microbatches, "microbatch")
+        few = plural(train.num_microbatches, "microbatch")
         lines.append(
-            ("note", f"{_count(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
+            ("note", f"{plural(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
     cores = mesh.cores_per_rank()
     if placement.on_gpus and step.peak_flops is None:
@@ -80,11 +83,23 @@ def header(
         lines.append(
             (
                 "note",
-                f"{_count(cores, 'core')} a rank, of which torch uses {train.threads}: start more ranks, or give "
+                f"{plural(cores, 'core')} a rank, of which torch uses {train.threads}: start more ranks, or give "
                 f"--train.threads {cores}, which has other bits",
             )
         )
     return [f"{name:<7} {text}" for name, text in lines]
+
+
+def asked_to_stop(number: signal.Signals, step: int, folder: RunFolder) -> str:
+    """What a signal that comes in a step leads to, and what is there if the job does not live to see it."""
+    saved = latest(folder.checkpoints)
+    onward = f"from {saved.name}" if saved else "from the beginning: nothing is saved yet"
+    if number == signal.SIGINT:
+        return f"stop    interrupted in step {step}; --resume auto goes on {onward}"
+    return (
+        f"stop    {number.name} in step {step}: the run is saved within two steps and ends. If it is killed before, as "
+        f"after Ctrl-C of mpirun, --resume auto goes on {onward}{', or a later one' if saved else ''}"
+    )
 
 
 def last_words(
@@ -114,14 +129,14 @@ def _what_is_read(config: Config, source: Source) -> list[tuple[str, str]]:
     shares = source.samples.mixture.shares
     epochs = config.data.epochs or (0,) * len(held)
     for folder, share, holds, passes in zip(config.data.dir, shares, held, epochs, strict=True):
-        ends = f", ends after {_count(passes, 'epoch')}" if passes else ""
+        ends = f", ends after {plural(passes, 'epoch')}" if passes else ""
         lines.append(("mix", f"{share:6.2%} {folder}: {holds}{ends}"))
     return lines
 
 
 def _what_it_holds(shards: ShardSet) -> str:
     counted = f" ({shards.num_counted:,} count)" if shards.num_counted < shards.num_tokens else ""
-    return f"{shards.num_tokens:,} tokens{counted} of {_count(shards.num_documents, 'document')}"
+    return f"{shards.num_tokens:,} tokens{counted} of {plural(shards.num_documents, 'document')}"
 
 
 def _sample(model: Transformer, source: Source, config: Config) -> list[str]:
@@ -143,8 +158,3 @@ def _how_reduced(num_hosts: int, unshared: str | None, *, exactly: bool) -> str:
         return f"{how}in memory of each rank's own: {unshared}"
     between = "" if num_hosts == 1 else f" on each of {num_hosts} hosts, round rings between them"
     return f"{how}in shared memory{between}"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("ch") else "s"
-    return f"{number:,} {noun}{'' if number == 1 else plural}"

@@ -30,7 +30,7 @@ from mpipar.checkpoint.plan import Held, plan
 from mpipar.checkpoint.snapshot import Snapshot
 from mpipar.checkpoint.write import AbandonedError, Notes, Share, Written, begin, cannot_write, hold
 from mpipar.comm import Communicator, decide_on_root
-from mpipar.errors import StorageError
+from mpipar.errors import CheckpointError, StorageError
 from mpipar.storage import remove_partials
 
 
@@ -40,11 +40,11 @@ class Ending:
 
     Args:
         step: Of which step.
-        failure: Why it could not be written; nothing if it is there.
+        failure: Why it could not be written; None if it is there.
     """
 
     step: int
-    failure: str = ""
+    failure: CheckpointError | None = None
 
 
 @dataclass
@@ -108,9 +108,9 @@ class Saver:
             What came of it, if that is known already.
         """
         assert self._pending is None
-        folder, failure = decide_on_root(self._comm, lambda: self._make_folder(notes.step))
-        if folder is None:
-            return Ending(notes.step, failure)
+        folder = decide_on_root(self._comm, lambda: self._make_folder(notes.step))
+        if isinstance(folder, CheckpointError):
+            return Ending(notes.step, folder)
         share = self._share(folder, hold(tensors))
         self._abandoned = threading.Event()
         work = self._start(self._writing(share, folder, tensors))
@@ -163,11 +163,11 @@ class Saver:
                 remove_partials(self._root)
         return was_pending
 
-    def _make_folder(self, step: int) -> tuple[Path | None, str]:
+    def _make_folder(self, step: int) -> Path | CheckpointError:
         try:
-            return begin(self._root, step), ""
+            return begin(self._root, step)
         except OSError as error:
-            return None, cannot_write(self._root, step, error).message
+            return cannot_write(self._root, step, error)
 
     def _share(self, folder: Path, held: list[Held]) -> Share | None:
         """Collective: what this rank writes. Hosts that do not see the run folder leave the work to the others."""
@@ -219,8 +219,8 @@ class Saver:
         errors: list[OSError | None] = self._comm.all_gather_object(now.work.error)
         rank, error = next((rank, error) for rank, error in enumerate(errors) if error is not None)
         self.abandon()
-        where = f" (rank {rank})" if self._comm.size > 1 else ""
-        return Ending(now.notes.step, cannot_write(self._root, now.notes.step, error, where).message)
+        guilty = rank if self._comm.size > 1 else None
+        return Ending(now.notes.step, cannot_write(self._root, now.notes.step, error, guilty))
 
 
 Action = Callable[[], Any]

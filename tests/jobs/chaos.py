@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from benchmarks.command import run_command
+from mpipar.command_line import parse
 from tests.jobs.conftest import TINY, write_text
 from tests.jobs.launch import Job, Outcome, run
 from tests.jobs.results import digest, digests, exact
@@ -237,7 +237,12 @@ def score(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-if __name__ == "__main__":
-    played = tyro.cli(Chaos, prog="python -m tests.jobs.chaos").play()
+def main() -> int:
+    """The command."""
+    played = parse(Chaos, "python -m tests.jobs.chaos").play()
     print(score(played))
-    sys.exit(not all(verdict.right for verdict in played))
+    return int(not all(verdict.right for verdict in played))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

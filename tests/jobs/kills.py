@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from benchmarks.command import run_command
 from mpipar.checkpoint import load
 from mpipar.checkpoint.folder import folder_of, steps
+from mpipar.command_line import parse
 from mpipar.errors import CheckpointError
 from tests.jobs.conftest import TINY, write_text
 from tests.jobs.launch import Job, run
@@ -214,7 +214,12 @@ def held_still(pids: Sequence[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-if __name__ == "__main__":
-    score = tyro.cli(Kills, prog="python -m tests.jobs.kills").play()
+def main() -> int:
+    """The command."""
+    score = parse(Kills, "python -m tests.jobs.kills").play()
     print(score)
-    sys.exit(bool(score.faults))
+    return int(bool(score.faults))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -219,7 +219,7 @@ def test_a_supervisor_that_is_killed_takes_the_job_along(supervised: Supervised,
 def test_the_wrong_options(supervised: Supervised) -> None:
     for options, fragment in (("", "-n 8"), ("-n 4 --hosts localhost:2", "takes 2 ranks"), ("-n 1 --min-ranks 2", "2")):
         outcome = supervised.finish(supervised.start("-c", "", options=options))
-        assert outcome.code == 1 and len(outcome.lines) == 1 and outcome.text.startswith("launch: error: ")
+        assert outcome.code == 2 and len(outcome.lines) == 1 and outcome.text.startswith("launch: error: ")
         assert fragment in outcome.text
 
 

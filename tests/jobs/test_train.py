@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.jobs.launch import Job, run
+from mpipar.checkpoint import latest
+from mpipar.comm.environment import mpi_facts
+from tests.jobs.launch import ROOT, TIME_LIMIT_S, Job, mpirun, run
 from tests.jobs.results import assert_same_run, exact, metrics, weights
 
 pytestmark = pytest.mark.timeout(240)
@@ -85,6 +92,8 @@ def test_asked_to_stop_it_saves_and_goes_on_later(train: Arguments, tmp_path: Pa
         os.kill(job.ranks()[1], signal.SIGTERM)
     stopped = job.finish().ok()
     assert any(line.startswith("stopped: ") for line in stopped.lines), stopped.text
+    if how == "USR1 to mpirun":  # which is for rank 0 too
+        assert len(re.findall("^stop    SIGUSR1 in step .* from the beginning", stopped.text, re.MULTILINE)) == 1
     assert not any(line.startswith("done: ") for line in stopped.lines)
     reached = metrics(tmp_path / "run")[-1]["step"]
     assert 3 <= reached < 80
@@ -93,6 +102,40 @@ def test_asked_to_stop_it_saves_and_goes_on_later(train: Arguments, tmp_path: Pa
     assert f"goes on from step {reached}" in resumed.text and resumed.lines[-1].startswith("done: 80 steps")
     run(2, *train(*settings, folder="undisturbed")).ok()
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_ctrl_c_at_a_terminal_leaves_a_word(train: Arguments, tmp_path: Path) -> None:
+    """mpirun passes nothing on from then, so the rank says it to the terminal itself, in the time that it is left."""
+    if "Open MPI" not in mpi_facts().library:
+        pytest.skip("how the mpirun of Open MPI ends a job")
+    terminal, screen = os.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # EIO: nobody has the screen any more
+            while text := os.read(terminal, 4096):
+                shown.append(text)
+
+    command = [mpirun(), "-n", "2", sys.executable, *train("--train.steps", 100_000, "--checkpoint.every", 2)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=screen, stderr=screen, start_new_session=True
+    ) as job:
+        os.close(screen)
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while not (tmp_path / "run/checkpoints/step-00000002").is_dir():
+            assert job.poll() is None and time.monotonic() < deadline, b"".join(shown).decode()
+            time.sleep(0.01)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(TIME_LIMIT_S) != 0
+    reader.join()
+    os.close(terminal)
+    text = b"".join(shown).decode()
+    said = re.search(r"stop    SIGTERM in step (\d+): .* goes on from step-(\d{8})", text)
+    assert said and 2 <= int(said[2]) < int(said[1]), text
+    latest_there = latest(tmp_path / "run/checkpoints")
+    assert latest_there is not None and latest_there.name >= f"step-{said[2]}"
 
 
 @pytest.mark.parametrize("moment_s", [0.7, 1.5])

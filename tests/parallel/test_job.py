@@ -51,8 +51,9 @@ def test_an_error_on_rank_0_is_everybodys(comm: Communicator) -> None:
     def fail() -> None:
         raise ConfigError("--train.steps")
 
-    with pytest.raises(ConfigError if comm.rank == 0 else PeerError):
+    with pytest.raises(ConfigError if comm.rank == 0 else PeerError) as raised:
         decide_on_root(comm, fail)
+    assert raised.value.exit_code == 2, "mpirun gives the code of any rank"
 
 
 def test_errors_travel_between_ranks(comm: Communicator) -> None:

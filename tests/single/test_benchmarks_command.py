@@ -32,7 +32,7 @@ def test_an_error_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> None:
         raise ConfigError("--hosts 0 must be at least 1")
 
-    assert run_command(run) == 1
+    assert run_command(run) == ConfigError.exit_code == 2
     out, err = capsys.readouterr()
     assert not out and err == "mpipar: error: --hosts 0 must be at least 1\n"
 

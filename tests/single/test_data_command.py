@@ -57,12 +57,13 @@ def test_pack_info_verify(text: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_one_message(tmp_path: Path) -> None:
-    for arguments, message in [
-        (("pack", tmp_path / "none", "--out", tmp_path / "out"), "mpipar: error: no such input"),
-        (("info", tmp_path / "none"), "mpipar: error: there is no data set at"),
+    for arguments, code, message in [
+        (("pack", tmp_path / "none", "--out", tmp_path / "out"), 1, "mpipar: error: no such input"),
+        (("info", tmp_path / "none"), 1, "mpipar: error: there is no data set at"),
+        (("pack", "stdlib"), 2, "mpipar: error: required options: Missing from python -m mpipar.data pack: --out PATH"),
     ]:
         failed = run(*arguments)
-        assert failed.returncode == 1
+        assert failed.returncode == code
         assert failed.stdout == ""
         assert len(failed.stderr.splitlines()) == 1
         assert message in failed.stderr
