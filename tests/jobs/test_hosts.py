@@ -92,11 +92,15 @@ def test_ranks_are_on_their_hosts(
 def test_links_are_what_was_asked_for(rate_mbit: float, delay_ms: float, senders: int) -> None:
     """The upload of a single sender, and the download of a host to which two send at once.
 
-    A busy machine can make links slower and delays longer, never the other way: the best of three is what counts.
+    A busy machine can make links slower and delays longer, never the other way: the best counts, of ten if need be.
     """
+    found = []
     with Hosts(senders + 1, rate_mbit, delay_ms) as hosts:
-        found = [measure(hosts, int(rate_mbit * 1e6 / 8 * 0.3 / senders)) for _ in range(3)]
-    reached_mbit, round_trip_ms = max(rate for rate, _ in found), min(ping for _, ping in found)
+        for _ in range(10):
+            found.append(measure(hosts, int(rate_mbit * 1e6 / 8 * 0.3 / senders)))
+            reached_mbit, round_trip_ms = max(rate for rate, _ in found), min(ping for _, ping in found)
+            if reached_mbit > 0.85 * rate_mbit and round_trip_ms < 2 * delay_ms + 1:
+                break
     assert abs(reached_mbit / rate_mbit - 1) < 0.15, found
     assert 2 * delay_ms <= round_trip_ms < 2 * delay_ms + 1, found
 
@@ -176,7 +180,7 @@ def test_the_next_job_clears_what_a_killed_one_has_left(left: Callable[[Job], li
 )
 def test_what_cannot_be(flags: list[str], fragment: str, capfd: pytest.CaptureFixture[str]) -> None:
     """In this process: a command of its own would take longer to start than to refuse."""
-    assert hosts_module.main([*flags, "--", "true"]) == 1
+    assert hosts_module.main([*flags, "--", "true"]) == 2
     out, err = capfd.readouterr()
     assert not out and err.startswith("mpipar: error: ") and err.count("\n") == 1 and fragment in err
 
