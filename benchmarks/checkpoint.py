@@ -115,7 +115,7 @@ class Bench:
         self._rounds = rounds
         self._num_bytes = sum(x.numel() * x.element_size() for x in self._tensors.values())
         self._at_once = Saver(root / "mpipar", world, asynchronous=False)
-        self._saver = Saver(root / "mpipar", world, asynchronous=True, cores=mesh.cores_per_rank())
+        self._saver = Saver(root / "mpipar", world, asynchronous=True, cores=mesh.cores_per_rank)
         self._share = world.chunk(self._num_bytes)
         self._plain = np.empty(self._share.stop - self._share.start, np.uint8)
         self._factors = torch.ones(2, _STEP_DIM, _STEP_DIM).unbind()

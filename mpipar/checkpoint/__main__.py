@@ -19,20 +19,27 @@ from mpipar.checkpoint.read import Checkpoint
 from mpipar.command_line import parse_one_of
 from mpipar.errors import CheckpointError, MpiparError
 
-Folder = tyro.conf.Positional[Path]
+
+@dataclass(frozen=True, kw_only=True)
+class _OfCheckpoint:
+    folder: tyro.conf.Positional[Path]
+    """A checkpoint; or a run, of which the latest is taken."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Opened, for a with statement."""
+        return Checkpoint(find(self.folder))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info:
+class Info(_OfCheckpoint):
     """Prints what a checkpoint holds, from its index alone."""
 
-    folder: Folder
-    """A checkpoint; or a run, of which the latest is taken."""
     tensors: bool = False
     """Each tensor too: name, dtype, shape, and in how many slices it lies."""
 
     def run(self) -> None:
-        with Checkpoint(find(self.folder)) as found:
+        with self.checkpoint as found:
             index = found.index
             print(f"checkpoint  {found.path}")
             print(f"step        {found.step:,}")
@@ -50,43 +57,35 @@ class Info:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
+class Verify(_OfCheckpoint):
     """Reads a checkpoint to the last byte, and names the first file that is damaged."""
 
-    folder: Folder
-    """A checkpoint; or a run, of which the latest is taken."""
-
     def run(self) -> None:
-        with Checkpoint(find(self.folder)) as found:
+        with self.checkpoint as found:
             found.verify()
             print(f"sound: {found.path}, {size(sum(found.index.file_bytes))}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digest:
+class Digest(_OfCheckpoint):
     """Prints one SHA-256 over all weights and optimizer state: equal if and only if two runs came to the same bits."""
 
-    folder: Folder
-    """A checkpoint; or a run, of which the latest is taken."""
-
     def run(self) -> None:
-        with Checkpoint(find(self.folder)) as found:
+        with self.checkpoint as found:
             print(digest(found))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(_OfCheckpoint):
     """Writes the weights as model.safetensors, with a config.json, for other programs."""
 
-    folder: Folder
-    """A checkpoint; or a run, of which the latest is taken."""
     out: Path
     """The folder to write; it must not exist."""
     names: Names = "mpipar"
     """Those of mpipar, or those of the Hugging Face library's models."""
 
     def run(self) -> None:
-        with Checkpoint(find(self.folder)) as found:
+        with self.checkpoint as found:
             num_bytes = export(found, self.out, self.names)
             print(f"exported: step {found.step:,}, {size(num_bytes)} of weights, {self.out}")
 

@@ -76,7 +76,6 @@ class Communicator:
             comm, self.topology, self.all_gather_object, self._finish, transport, careful=can_survive()
         )
         self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants, transport)
-        self._prepared = self._operations.prepared
         self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
 
@@ -144,7 +143,7 @@ class Communicator:
             op: The operation.
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
-        operation = self._prepared.find(x, op, algorithm) or self._operations.all_reduce(x, op, algorithm)
+        operation = self._operations.all_reduce(x, op, algorithm)
         small = operation.small
         if small is None or not self._lane.is_free:
             self._start(operation).wait()

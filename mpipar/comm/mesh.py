@@ -88,6 +88,9 @@ class Mesh:
     Args:
         world: All ranks of the job.
         grid: How they are arranged.
+
+    Attributes:
+        cores_per_rank: How many of this host's cores a rank may use for its threads.
     """
 
     def __init__(self, world: Communicator, grid: Grid):
@@ -96,16 +99,13 @@ class Mesh:
         self.grid = grid
         self.coordinates = grid.coordinates(world.rank)
         self.host = world.split_by_host()
+        self.cores_per_rank = cores_per_rank(self.host)
         self.num_hosts = world.all_gather_object(self.host.rank).count(0)
         self._axes = {axis: self._line(axis) for axis in AXES}
 
     def __getitem__(self, axis: str) -> Communicator:
         """The communicator of the ranks that differ from this one along `axis` only; its rank is the coordinate."""
         return self._axes[axis]
-
-    def cores_per_rank(self) -> int:
-        """How many of this host's cores a rank may use for its threads. Collective among the ranks of the host."""
-        return cores_per_rank(self.host)
 
     def _line(self, axis: str) -> Communicator:
         line = self.grid.line(self.world.rank, axis)

@@ -82,7 +82,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         host=platform.node(),
         cores=frozenset(usable_cores()),
         threads=torch.get_num_threads(),
-        cores_per_rank=mesh.cores_per_rank(),
+        cores_per_rank=mesh.cores_per_rank,
         software={
             "mpipar": mpipar.__version__,
             "Python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,9 +49,9 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_software(ranks)
     yield from judge_mpi([rank.mpi for rank in ranks])
     yield from judge_cores(ranks)
-    yield from judge_bf16(ranks)
-    yield from judge_rounding(ranks)
-    yield from judge_small_sums(ranks)
+    yield judge_bf16(ranks)
+    yield judge_rounding(ranks)
+    yield judge_small_sums(ranks)
     yield from judge_devices(ranks)
     yield judge_gpu(gpu)
     yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
@@ -125,40 +125,40 @@ def judge_cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             )
 
 
-def judge_bf16(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+def judge_bf16(ranks: Sequence[RankFacts]) -> Finding:
     """bfloat16 on the processor."""
-    slow = sorted({rank.host for rank in ranks if not rank.fast_bf16})
-    if slow:
-        yield Finding("note", f"no bf16 instructions on {some(slow)}: --train.precision auto takes fp32")
-    else:
-        yield Finding("ok", "the processor multiplies bf16 in hardware: --train.precision auto takes it")
+    return _everywhere(
+        (rank.host for rank in ranks if not rank.fast_bf16),
+        "the processor multiplies bf16 in hardware: --train.precision auto takes it",
+        "no bf16 instructions on {}: --train.precision auto takes fp32",
+    )
 
 
-def judge_rounding(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+def judge_rounding(ranks: Sequence[RankFacts]) -> Finding:
     """How the sums of reproducible training are rounded."""
-    plain = sorted({rank.host for rank in ranks if not rank.compiled_rounding})
-    if plain:
-        yield Finding(
-            "note",
-            f"exact sums are rounded by torch on {some(plain)}: comm/rounding.c was not built",
-            "install a C compiler and run make setup again: rounding takes a quarter of the time, to the same bits",
-        )
-    else:
-        yield Finding("ok", "exact sums are rounded in one pass (comm/rounding.c)")
+    return _everywhere(
+        (rank.host for rank in ranks if not rank.compiled_rounding),
+        "exact sums are rounded in one pass (comm/rounding.c)",
+        "exact sums are rounded by torch on {}: comm/rounding.c was not built",
+        "install a C compiler and run make setup again: rounding takes a quarter of the time, to the same bits",
+    )
 
 
-def judge_small_sums(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+def judge_small_sums(ranks: Sequence[RankFacts]) -> Finding:
     """How few numbers are summed between the ranks of a host."""
-    plain = sorted({rank.host for rank in ranks if not rank.compiled_sums})
-    if plain:
-        yield Finding(
-            "note",
-            f"small sums go step by step on {some(plain)}: comm/meeting.c was not built",
-            "install a C compiler and Python's headers (python3-dev or python3-devel), and run make setup again: "
-            "a sum of few numbers takes a quarter of the time",
-        )
-    else:
-        yield Finding("ok", "small sums on a host are one call (comm/meeting.c)")
+    return _everywhere(
+        (rank.host for rank in ranks if not rank.compiled_sums),
+        "small sums on a host are one call (comm/meeting.c)",
+        "small sums go step by step on {}: comm/meeting.c was not built",
+        "install a C compiler and Python's headers (python3-dev or python3-devel), and run make setup again: "
+        "a sum of few numbers takes a quarter of the time",
+    )
+
+
+def _everywhere(lacking: Iterable[str], ok: str, text: str, remedy: str = "") -> Finding:
+    """That something is so, or a note on which hosts it is not."""
+    hosts = sorted(set(lacking))
+    return Finding("note", text.format(some(hosts)), remedy) if hosts else Finding("ok", ok)
 
 
 def judge_devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:

@@ -142,7 +142,7 @@ class Run:
             folder.checkpoints,
             self._comm,
             asynchronous=config.checkpoint.asynchronous,
-            cores=mesh.cores_per_rank(),
+            cores=mesh.cores_per_rank,
         )
         self._stragglers = Stragglers(every=max(10, config.run.log_every))
         self._done = 0

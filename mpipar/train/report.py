@@ -75,7 +75,7 @@ def header(
         lines.append(
             ("note", f"{plural(idle, 'rank')} will idle: a step has only {few}; make --train.microbatch smaller")
         )
-    cores = mesh.cores_per_rank()
+    cores = mesh.cores_per_rank
     if placement.on_gpus and step.peak_flops is None:
         names = ", ".join(sorted({gpu.name for gpu in placement.gpus}))
         lines.append(("note", f"no mfu: what {names} can do in {train.precision} is not in the table of train/peak.py"))

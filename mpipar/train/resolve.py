@@ -28,7 +28,7 @@ def resolve(config: Config, mesh: Mesh) -> tuple[Config, Placement]:
         train = replace(train, precision=precision_on(placement, train))
     if train.threads == 0:
         # One number for all ranks: a product that is cut over another number of threads need not have the same bits.
-        threads = 1 if train.reproducible else min(mesh.world.all_gather_object(mesh.cores_per_rank()))
+        threads = 1 if train.reproducible else min(mesh.world.all_gather_object(mesh.cores_per_rank))
         train = replace(train, threads=threads)
     return replace(config, model=config.model.resolved(), train=train), placement
 

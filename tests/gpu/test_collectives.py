@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from mpipar.comm import Communicator, exact
 from mpipar.comm.buffers import Op
 from mpipar.comm.device import collectives
 from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.parallel.ledger import CpuLedger, GpuLedger
+from tests.sums import check, draw, expected
 
 pytestmark = pytest.mark.gpu
 
@@ -26,21 +26,6 @@ def opened(comm: Communicator, num_bytes: int, device: torch.device) -> DeviceAr
     arena = comm.open_arena(num_bytes, device)
     assert isinstance(arena, DeviceArena), arena
     return arena
-
-
-def draw(size: int, rank: int, dtype: torch.dtype) -> Tensor:
-    """Small whole numbers, whose sums every dtype holds exactly."""
-    return torch.randint(0, 6, (size,), generator=torch.Generator().manual_seed(1000 * rank + size)).to(dtype)
-
-
-def expected(comm: Communicator, size: int, dtype: torch.dtype, op: Op) -> Tensor:
-    given = torch.stack([draw(size, rank, dtype).double() for rank in range(comm.size)])
-    return {"sum": given.sum(0), "mean": given.mean(0), "max": given.amax(0)}[op]
-
-
-def check(found: Tensor, wanted: Tensor, op: Op = "sum") -> None:
-    tolerance = torch.finfo(found.dtype).eps if op == "mean" else 0.0
-    torch.testing.assert_close(found.cpu().double(), wanted, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("way", ["in place", "slots"])

@@ -16,9 +16,9 @@ from hypothesis import Phase, settings
 
 from mpipar.comm import Communicator
 from tests.parallel.agreement import FAILED, Agreement
-from tests.parallel.gpus import careful, device, way
+from tests.parallel.gpus import careful, carried, device, views, way
 
-__all__ = ["careful", "device", "way"]
+__all__ = ["careful", "carried", "device", "views", "way"]
 
 STALL_S = 20.0
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from mpipar.comm import Communicator
-from mpipar.comm.buffers import Op
 from mpipar.comm.device import arena as arena_module
 from mpipar.comm.device import collectives, devices
+from mpipar.comm.device import views as views_module
 from mpipar.comm.device.arena import DeviceArena
 from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.host import Host
@@ -54,24 +54,25 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def views(comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> Communicator:
+    """All ranks, with such an MPI. To the one that there is the stand-in's memory is the host's."""
+    monkeypatch.setattr(views_module, "as_message", torch.Tensor.numpy)
+    with_views = Communicator(comm.mpi.Dup(), "views", comm.progress, replace(comm.roster, transport="mpi"))
+    monkeypatch.setattr(device.pinned_memory, "allocate", lambda num_bytes: pytest.fail("memory of the host is used"))
+    return with_views
+
+
+@pytest.fixture(params=["staged", "views"])
+def carried(request: pytest.FixtureRequest, comm: Communicator, device: StandIn) -> Communicator:
+    """All ranks. What is on the GPU goes through pinned memory, or is handed to an MPI that takes pointers to it."""
+    found: Communicator = request.getfixturevalue("views") if request.param == "views" else comm
+    return found
+
+
 def opened(comm: Communicator, num_bytes: int) -> DeviceArena:
     if comm.size == 1:
         pytest.skip("one rank has nobody to share with")
     arena = comm.open_arena(num_bytes, GPU)
     assert isinstance(arena, DeviceArena), arena
     return arena
-
-
-def draw(size: int, rank: int, dtype: torch.dtype) -> Tensor:
-    """Small whole numbers, whose sums every dtype holds exactly."""
-    return torch.randint(0, 6, (size,), generator=torch.Generator().manual_seed(1000 * rank + size)).to(dtype)
-
-
-def expected(comm: Communicator, size: int, dtype: torch.dtype, op: Op) -> Tensor:
-    given = torch.stack([draw(size, rank, dtype).double() for rank in range(comm.size)])
-    return {"sum": given.sum(0), "mean": given.mean(0), "max": given.amax(0)}[op]
-
-
-def check(found: Tensor, wanted: Tensor, op: Op = "sum") -> None:
-    tolerance = torch.finfo(found.dtype).eps if op == "mean" else 0.0
-    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=0)

@@ -17,8 +17,9 @@ from mpipar.comm.device import collectives, devices
 from mpipar.comm.device.arena import DeviceArena, aligned
 from mpipar.comm.device.gpu import Gpu
 from mpipar.errors import MessageError
-from tests.parallel.gpus import GPU, check, draw, expected, opened
+from tests.parallel.gpus import GPU, opened
 from tests.stand_in.runtime import StandIn
+from tests.sums import check, draw, expected
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.uint8]
 SIZES = [1, 3, 127, 128, 4099, 20_001]

@@ -13,9 +13,10 @@ from mpipar.comm.device.gpu import Gpu
 from mpipar.comm.failure import part
 from mpipar.comm.pending import Pending
 from mpipar.errors import StallError
-from tests.parallel.gpus import GPU, check, draw, expected, opened
+from tests.parallel.gpus import GPU, opened
 from tests.stand_in.board import Misuse
 from tests.stand_in.runtime import StandIn
+from tests.sums import check, draw, expected
 
 
 def test_no_stream_waits_for_a_rank_that_may_die(careful: Communicator, device: StandIn, way: str) -> None:

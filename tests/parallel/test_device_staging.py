@@ -14,8 +14,9 @@ from mpipar.comm.device import devices
 from mpipar.comm.device.runtime import DeviceError
 from mpipar.comm.mpi import MPI
 from mpipar.errors import ConfigError, MessageError
-from tests.parallel.gpus import GPU, check, draw, expected
+from tests.parallel.gpus import GPU
 from tests.stand_in.runtime import StandIn
+from tests.sums import check, draw, expected
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "max"])
@@ -40,21 +41,6 @@ def test_staged_shards(comm: Communicator, device: StandIn) -> None:
     check(device.get(x), expected(comm, size, torch.float32, "sum"))
 
 
-def test_staged_broadcast(comm: Communicator, device: StandIn) -> None:
-    x = device.array(600_000, torch.float32)
-    for root in range(comm.size):
-        device.put(x, torch.full((len(x),), float(comm.rank)))
-        comm.broadcast(x, root)
-        assert (device.get(x) == root).all()
-
-
-def test_staged_doubles_converted(comm: Communicator, device: StandIn) -> None:
-    x, into = device.array(5000, torch.float64), device.array(5000, torch.float32)
-    device.put(x, draw(5000, comm.rank, torch.float64))
-    comm.start_all_reduce_into(into, x).wait()
-    check(device.get(into), expected(comm, 5000, torch.float64, "sum"))
-
-
 def test_staged_messages_between_two(comm: Communicator, device: StandIn) -> None:
     """Round the ring; what is received is not brought down first, and what is sent is not sent before it was made."""
     out, into = device.array(400_000, torch.float32), device.array(400_000, torch.float32)
@@ -64,14 +50,6 @@ def test_staged_messages_between_two(comm: Communicator, device: StandIn) -> Non
     for work in works:
         work.wait()
     check(device.get(into), draw(len(out), left, torch.float32).double())
-
-
-def test_staged_all_to_all(comm: Communicator, device: StandIn) -> None:
-    n = comm.size
-    out, into = device.array(n * 1000, torch.float32), device.array(n * 1000, torch.float32)
-    device.put(out, torch.arange(n).repeat_interleave(1000) * 10.0 + comm.rank)
-    comm.all_to_all(out, into)
-    assert torch.equal(device.get(into), torch.arange(n).repeat_interleave(1000) + 10.0 * comm.rank)
 
 
 def test_staged_together_with_the_host(comm: Communicator, device: StandIn) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,17 +11,8 @@ import torch
 from mpipar.comm import Communicator, ring
 from mpipar.comm.buffers import Op
 from mpipar.comm.device import views as views_module
-from tests.parallel.gpus import check, draw, expected
 from tests.stand_in.runtime import StandIn
-
-
-@pytest.fixture
-def views(comm: Communicator, device: StandIn, monkeypatch: pytest.MonkeyPatch) -> Communicator:
-    """All ranks, with such an MPI. To the one that there is the stand-in's memory is the host's."""
-    monkeypatch.setattr(views_module, "as_message", torch.Tensor.numpy)
-    with_views = Communicator(comm.mpi.Dup(), "views", comm.progress, replace(comm.roster, transport="mpi"))
-    monkeypatch.setattr(device.pinned_memory, "allocate", lambda num_bytes: pytest.fail("memory of the host is used"))
-    return with_views
+from tests.sums import check, draw, expected
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "max"])
@@ -60,21 +50,6 @@ def test_shards(views: Communicator, device: StandIn, monkeypatch: pytest.Monkey
     check(device.get(x), expected(views, size, torch.float32, "sum"))
 
 
-def test_broadcast(views: Communicator, device: StandIn) -> None:
-    x = device.array(600_000, torch.float32)
-    for root in range(views.size):
-        device.put(x, torch.full((len(x),), float(views.rank)))
-        views.broadcast(x, root)
-        assert (device.get(x) == root).all()
-
-
-def test_doubles_converted(views: Communicator, device: StandIn) -> None:
-    x, into = device.array(5000, torch.float64), device.array(5000, torch.float32)
-    device.put(x, draw(5000, views.rank, torch.float64))
-    views.start_all_reduce_into(into, x).wait()
-    check(device.get(into), expected(views, 5000, torch.float64, "sum"))
-
-
 def test_messages_between_two(views: Communicator, device: StandIn) -> None:
     """What is sent was made before, and what is received is written when nobody reads what was there any more."""
     out, into = device.array(400_000, torch.float32), device.array(400_000, torch.float32)
@@ -88,14 +63,6 @@ def test_messages_between_two(views: Communicator, device: StandIn) -> None:
         work.wait()
     check(device.get(into), draw(len(out), left, torch.float32).double() + 1)
     assert (kept[0] == 0).all()
-
-
-def test_all_to_all(views: Communicator, device: StandIn) -> None:
-    n = views.size
-    out, into = device.array(n * 1000, torch.float32), device.array(n * 1000, torch.float32)
-    device.put(out, torch.arange(n).repeat_interleave(1000) * 10.0 + views.rank)
-    views.all_to_all(out, into)
-    assert torch.equal(device.get(into), torch.arange(n).repeat_interleave(1000) + 10.0 * views.rank)
 
 
 def test_an_algorithm_that_does_not_wait_is_seen(

@@ -67,7 +67,7 @@ def test_a_mesh_has_a_communicator_for_each_axis(comm: Communicator) -> None:
     assert mesh["dp"].size == comm.size and mesh["dp"].rank == comm.rank == mesh.coordinates["dp"]
     assert mesh["tp"].size == mesh["pp"].size == mesh["cp"].size == 1
     assert mesh.num_hosts == 1 and mesh.host.size == comm.size
-    assert mesh.cores_per_rank() >= 1
+    assert mesh.cores_per_rank >= 1
     if comm.size == 4:
         square = Mesh(comm, Grid.of(4, tp=2))
         assert square["dp"].all_gather_object(comm.rank) == [comm.rank % 2, comm.rank % 2 + 2]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mpipar.comm import Communicator
 from mpipar.comm import segment as segment_module
@@ -18,6 +17,7 @@ from mpipar.comm.arena import Arena, arena_bytes
 from mpipar.comm.buffers import Op
 from mpipar.errors import MessageError
 from mpipar.train.dealing import open_counter
+from tests.sums import draw, expected
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]
@@ -35,16 +35,6 @@ def opened(comm: Communicator, num_bytes: int) -> Arena:
     arena = comm.open_arena(num_bytes)
     assert isinstance(arena, Arena), arena
     return arena
-
-
-def draw(size: int, rank: int, dtype: torch.dtype) -> Tensor:
-    """Small whole numbers, whose sums every dtype holds exactly."""
-    return torch.randint(0, 6, (size,), generator=torch.Generator().manual_seed(1000 * rank + size)).to(dtype)
-
-
-def expected(comm: Communicator, size: int, dtype: torch.dtype, op: Op) -> Tensor:
-    given = torch.stack([draw(size, rank, dtype).double() for rank in range(comm.size)])
-    return {"sum": given.sum(0), "mean": given.mean(0), "max": given.amax(0)}[op] if size else given[0]
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "max"])
