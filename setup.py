@@ -26,7 +26,8 @@ setup(
         # Not a module: a library of plain C, without which Python does the same more slowly. Hence optional.
         Extension(
             "mpipar._compiled",
-            ["mpipar/comm/rounding.c", "mpipar/data/words.c", "mpipar/data/sketch.c"],
+            ["mpipar/comm/adding.c", "mpipar/comm/rounding.c", "mpipar/data/words.c", "mpipar/data/sketch.c"],
+            depends=["mpipar/comm/adding.h"],
             extra_compile_args=COMPILER_FLAGS,
             optional=True,
         ),
@@ -34,6 +35,7 @@ setup(
         Extension(
             "mpipar.comm._meeting",
             ["mpipar/comm/meeting.c"],
+            depends=["mpipar/comm/adding.h"],
             extra_compile_args=COMPILER_FLAGS,
             py_limited_api=True,
             optional=True,

@@ -1,5 +1,6 @@
 """The few functions that are compiled, because Python is too slow for them.
 
+    comm/adding.c      sums over several arrays       comm/adding.py
     comm/rounding.c    sums that do not round         comm/exact.py
     data/words.c       words, remembered and merged   data/words.py, merges.py
     data/sketch.c      sketches of documents          data/dedup.py

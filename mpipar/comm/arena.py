@@ -5,7 +5,6 @@ An array at one place in the segments of all is a column: its rows can be added 
 
 from __future__ import annotations
 
-import mmap
 import os
 from typing import Any
 
@@ -17,6 +16,10 @@ from mpipar.comm.buffers import Buffer
 from mpipar.comm.segment import Exchange, open_segments
 
 _ALIGNMENT = 4096
+# Rows of a column are read side by side. Where they lie a power of two apart in memory, the lines of all would fall on
+# one bank of it and into one set of the caches, and take ten times as long; so each segment begins elsewhere in a page.
+_STAGGER_BYTES = 4096 + 64
+_STAGGERED = 16
 _MOST_COLUMNS = 1024  # that are remembered
 
 
@@ -24,11 +27,11 @@ class Arena:
     """The segments of the ranks of one host. `Communicator.open_arena` makes it.
 
     Args:
-        segments: The mapped segments by rank, all of one size.
+        segments: The memory of the segments by rank, all of one size.
         rank: Whose segment is this process's own.
     """
 
-    def __init__(self, segments: list[mmap.mmap], rank: int):
+    def __init__(self, segments: list[memoryview], rank: int):
         self._segments = segments
         self._rank = rank
         self._own = np.frombuffer(segments[rank], np.uint8)
@@ -78,7 +81,7 @@ class Arena:
 
     def words_at(self, offset: int, count: int) -> list[memoryview]:
         """`count` 64-bit words at an offset in bytes, in the segment of each rank."""
-        return [memoryview(segment)[offset : offset + 8 * count].cast("Q") for segment in self._segments]
+        return [segment[offset : offset + 8 * count].cast("Q") for segment in self._segments]
 
 
 def arena_bytes(sizes: list[int]) -> int:
@@ -94,15 +97,16 @@ def open_arena(exchange: Exchange, rank: int, num_bytes: int) -> Arena | str:
         rank: This process's own.
         num_bytes: The size of each segment.
     """
-    segments = open_segments(exchange, num_bytes)
+    segments = open_segments(exchange, num_bytes + _STAGGER_BYTES * (_STAGGERED - 1))
     if isinstance(segments, str):
         return segments
     for segment in segments:
         os.close(segment.descriptor)  # the memory lives on in the maps
-    return Arena([segment.memory for segment in segments], rank)
+    begins = [i % _STAGGERED * _STAGGER_BYTES for i in range(len(segments))]
+    return Arena([memoryview(memory)[a : a + num_bytes] for a, (_, memory) in zip(begins, segments, strict=True)], rank)
 
 
-def _view(segment: mmap.mmap, offset: int, size: int, dtype: str) -> Any:
+def _view(segment: memoryview, offset: int, size: int, dtype: str) -> Any:
     if dtype == "bfloat16":
         return torch.frombuffer(segment, dtype=torch.bfloat16, count=size, offset=offset)
     return np.frombuffer(segment, dtype, size, offset)

@@ -25,6 +25,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "adding.h"
+
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
 #else
@@ -43,25 +45,16 @@ struct host {
 struct sum {
     struct host host;
     uint64_t call[2];
-    int64_t dtype;
-    char *x;
-    int64_t size; /* elements */
-    char **slots; /* of turn 0; those of turn 1 lie `slot_bytes` behind */
-    int64_t slot_bytes;
+    int64_t num_bytes;
+    struct addition of_turn[2]; /* x = the sum over the slots of that turn */
 };
 struct sum_in_place {
     struct host host;
     uint64_t call[2];
-    int64_t dtype;
-    char **chunks; /* of each rank's array, what this rank adds up; its own first */
-    int64_t size;  /* elements of the chunk */
+    struct addition of_chunk; /* what this rank adds up of each rank's array; its own first */
 };
 
-enum { FLOAT32, FLOAT64, INT32, INT64 };
-static const int64_t ITEMSIZE[] = {4, 8, 4, 8};
-
 enum { BRIEFLY = 50, PATIENCE = 400 }; /* looks */
-enum { RUN_BYTES = 16 << 10 }; /* what is summed is still in the first-level cache when it is copied */
 
 static uint64_t load(word *place) { return atomic_load_explicit(place, memory_order_relaxed); }
 
@@ -104,46 +97,16 @@ static int have_come(const struct host *host, const uint64_t *call) {
     return have;
 }
 
-/* x = y + z. It may be one of them. Integers that overflow wrap, as numpy's. */
-#define ADD(name, type)                                              \
-    static void name(void *x, const void *y, const void *z, int64_t size) { \
-        type *out = x;                                               \
-        const type *a = y, *b = z;                                   \
-        _Pragma("GCC ivdep")                                         \
-        for (int64_t i = 0; i < size; i++) out[i] = a[i] + b[i];     \
-    }
-ADD(add_float32, float)
-ADD(add_float64, double)
-ADD(add_32, uint32_t)
-ADD(add_64, uint64_t)
-static void (*const ADDERS[])(void *, const void *, const void *, int64_t) = {add_float32, add_float64, add_32, add_64};
-
-/* x = sources[0] + sources[1] + ..., each `at` bytes further on. */
-static void add(int64_t dtype, char *x, char *const *sources, int64_t at, int64_t num_sources, int64_t size) {
-    ADDERS[dtype](x, sources[0] + at, sources[1] + at, size);
-    for (int64_t i = 2; i < num_sources; i++) ADDERS[dtype](x, x, sources[i] + at, size);
+static const struct addition *this_turn(const struct sum *sum) {
+    return &sum->of_turn[load(sum->host.lines[sum->host.rank] + TURN)];
 }
 
 static void bring(const struct sum *sum) {
     word *turn = sum->host.lines[sum->host.rank] + TURN;
     store(turn, load(turn) ^ 1);
-    char *slot = sum->slots[sum->host.rank] + (int64_t)load(turn) * sum->slot_bytes;
-    memcpy(slot, sum->x, sum->size * ITEMSIZE[sum->dtype]);
+    const struct addition *addition = this_turn(sum);
+    memcpy(addition->sources[sum->host.rank], addition->targets[0], sum->num_bytes);
     come(&sum->host, sum->call);
-}
-
-static void take(const struct sum *sum) {
-    int64_t at = (int64_t)load(sum->host.lines[sum->host.rank] + TURN) * sum->slot_bytes;
-    add(sum->dtype, sum->x, sum->slots, at, sum->host.num_ranks, sum->size);
-}
-
-static void add_chunk(const struct sum_in_place *sum) {
-    int64_t itemsize = ITEMSIZE[sum->dtype], bytes = sum->size * itemsize, n = sum->host.num_ranks;
-    for (int64_t at = 0; at < bytes; at += RUN_BYTES) {
-        int64_t run = bytes - at < RUN_BYTES ? bytes - at : RUN_BYTES;
-        add(sum->dtype, sum->chunks[0] + at, sum->chunks, at, n, run / itemsize);
-        for (int64_t i = 1; i < n; i++) memcpy(sum->chunks[i] + at, sum->chunks[0] + at, run);
-    }
 }
 
 /* Brings x, and takes the sum if all come soon; whether they have. */
@@ -151,7 +114,7 @@ static PyObject *sum_at_once(PyObject *module, PyObject *address) {
     const struct sum *sum = PyLong_AsVoidPtr(address);
     bring(sum);
     if (!have_come(&sum->host, sum->call)) Py_RETURN_FALSE;
-    take(sum);
+    add_up(this_turn(sum));
     Py_RETURN_TRUE;
 }
 
@@ -163,7 +126,7 @@ static PyObject *bring_it(PyObject *module, PyObject *address) {
 
 /* Takes the sum, when all have come. */
 static PyObject *take_it(PyObject *module, PyObject *address) {
-    take(PyLong_AsVoidPtr(address));
+    add_up(this_turn(PyLong_AsVoidPtr(address)));
     Py_RETURN_NONE;
 }
 
@@ -172,14 +135,15 @@ static PyObject *sum_in_place_at_once(PyObject *module, PyObject *address) {
     const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
     come(&sum->host, sum->call);
     if (!have_come(&sum->host, sum->call)) return PyLong_FromLong(0);
-    add_chunk(sum);
+    add_up(&sum->of_chunk);
     come(&sum->host, 0);
     return PyLong_FromLong(have_come(&sum->host, 0) ? 2 : 1);
 }
 
 /* Adds this rank's chunk up, when all have come. */
-static PyObject *add_the_chunk(PyObject *module, PyObject *address) {
-    add_chunk(PyLong_AsVoidPtr(address));
+static PyObject *add_chunk(PyObject *module, PyObject *address) {
+    const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
+    add_up(&sum->of_chunk);
     Py_RETURN_NONE;
 }
 
@@ -188,7 +152,7 @@ static PyMethodDef functions[] = {
     {"bring", bring_it, METH_O, NULL},
     {"take", take_it, METH_O, NULL},
     {"sum_in_place_at_once", sum_in_place_at_once, METH_O, NULL},
-    {"add_chunk", add_the_chunk, METH_O, NULL},
+    {"add_chunk", add_chunk, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef meeting = {PyModuleDef_HEAD_INIT, .m_name = "_meeting", .m_size = -1, .m_methods = functions};

@@ -12,15 +12,14 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Protocol
 
+from mpipar.comm.adding import Description, can_add, describe
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
 from mpipar.comm.p2p import chunk_bounds
 from mpipar.comm.pending import Algorithm
 
-_DTYPES = ("float32", "float64", "int32", "int64")  # in the order of meeting.c
-
-_LARGEST_IN_PLACE_BYTES = 1 << 20  # above, numpy adds for so long that the Python around it is not seen
+_LARGEST_IN_PLACE_BYTES = 1 << 20  # above, adding takes so long that the Python around it is not seen
 
 
 class Small(Protocol):
@@ -45,14 +44,12 @@ class SmallSum:
     __slots__ = ("_bring", "_call", "_host", "_kept", "_take", "at_once")
 
     def __init__(self, host: Host, x: Buffer, call: Call):
+        slots = [[(slot, 0) for slot in host.slots(x.dtype, turn)] for turn in (0, 1)]
         described = _Sum(
             host=_describe(host),
             call=(call.word, call.detail),
-            dtype=_DTYPES.index(x.dtype),
-            x=x.address,
-            size=x.size,
-            slots=_pointers([slot.address for slot in host.slots("uint8", 0)]),
-            slot_bytes=SLOT_BYTES,
+            num_bytes=x.size * x.itemsize,
+            of_turn=tuple(describe([(x, 0)], of_turn, x.size) for of_turn in slots),
         )
         self._kept = described, x
         self._host = host
@@ -79,13 +76,9 @@ class SmallSumInPlace:
     def __init__(self, host: Host, column: Sequence[Buffer], call: Call):
         mine = column[host.rank]
         a, b = chunk_bounds(mine.size, host.size)[host.rank : host.rank + 2]
-        own_first = [mine, *(buffer for buffer in column if buffer is not mine)]
+        own_first = [(mine, a), *((buffer, a) for buffer in column if buffer is not mine)]
         described = _SumInPlace(
-            host=_describe(host),
-            call=(call.word, call.detail),
-            dtype=_DTYPES.index(mine.dtype),
-            chunks=_pointers([buffer.address + a * buffer.itemsize for buffer in own_first]),
-            size=b - a,
+            host=_describe(host), call=(call.word, call.detail), of_chunk=describe(own_first, own_first, b - a)
         )
         self._kept = described, column
         self._host = host
@@ -140,7 +133,7 @@ def plan_small_sum_in_place(host: Host, column: Sequence[Buffer], op: Op, call: 
 
 def _suits(host: Host, x: Buffer, op: Op, most_bytes: int) -> bool:
     """Whether meeting.c can do it, and it is worth it."""
-    fits = op == "sum" and x.dtype in _DTYPES and x.size * x.itemsize <= most_bytes
+    fits = op == "sum" and can_add(x.dtype, x.dtype) and x.size * x.itemsize <= most_bytes
     return fits and host.meets_at_flags and is_built()
 
 
@@ -165,11 +158,8 @@ class _Sum(ctypes.Structure):
     _fields_ = (
         ("host", _Host),
         ("call", ctypes.c_uint64 * 2),
-        ("dtype", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("slots", ctypes.POINTER(ctypes.c_void_p)),
-        ("slot_bytes", ctypes.c_int64),
+        ("num_bytes", ctypes.c_int64),
+        ("of_turn", Description * 2),
     )
 
 
@@ -179,9 +169,7 @@ class _SumInPlace(ctypes.Structure):
     _fields_ = (
         ("host", _Host),
         ("call", ctypes.c_uint64 * 2),
-        ("dtype", ctypes.c_int64),
-        ("chunks", ctypes.POINTER(ctypes.c_void_p)),
-        ("size", ctypes.c_int64),
+        ("of_chunk", Description),
     )
 
 
@@ -195,8 +183,5 @@ def _compiled() -> Any:
 
 
 def _describe(host: Host) -> _Host:
-    return _Host(rank=host.rank, num_ranks=host.size, lines=_pointers(host.addresses_of_lines()))
-
-
-def _pointers(addresses: Sequence[int]) -> Any:
-    return (ctypes.c_void_p * len(addresses))(*addresses)
+    lines = host.addresses_of_lines()
+    return _Host(rank=host.rank, num_ranks=host.size, lines=(ctypes.c_void_p * len(lines))(*lines))

@@ -3,7 +3,8 @@
 A plan is a list of calls without arguments: in a training step the same memory is summed over and over, and to cut the
 views again each time would take longer than to add up a few thousand elements.
 
-Sums of 16-bit floats are kept in 32 bits until they are whole.
+Where adding.c was compiled it adds up what it can, in one pass; else numpy or torch do, a cache-sized run at a time, to
+the same bits. Sums of 16-bit floats are kept in 32 bits until they are whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpipar.comm.adding import plan_addition
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.p2p import segments
 
@@ -49,7 +51,7 @@ def plan_sum(
     count: int,
     into: Sequence[Buffer] = (),
 ) -> list[Step]:
-    """`out` becomes the sum (mean, maximum) of the sources, in their order, a cache-sized run at a time.
+    """`out` becomes the sum (mean, maximum) of the sources, in their order.
 
     Args:
         out: Buffer and first element. It may be the first source.
@@ -60,6 +62,10 @@ def plan_sum(
         into: Buffers that get the result as well, at the place of `out`.
     """
     like, at = out
+    if op == "sum" and size:
+        addition = plan_addition([out, *((buffer, at) for buffer in into)], sources, size)
+        if addition is not None:
+            return [addition]
     elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize
     is_wide = like.lib is torch and op != "max"
     wide = torch.empty(min(size, elements), dtype=torch.float32, device="cpu") if is_wide else None
@@ -81,6 +87,9 @@ def plan_sum_into(targets: Sequence[Buffer], sources: Sequence[Buffer], start: i
         start: First element.
         stop: Behind the last element.
     """
+    to, of = ([(buffer, start) for buffer in buffers] for buffers in (targets, sources))
+    if (addition := plan_addition(to, of, stop - start)) is not None:
+        return [addition]
     like = sources[0]
     elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize
     sum_of_run = np.empty(min(stop - start, elements), like.values.dtype)

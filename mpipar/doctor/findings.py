@@ -138,9 +138,10 @@ def judge_rounding(ranks: Sequence[RankFacts]) -> Finding:
     """How the sums of reproducible training are rounded."""
     return _everywhere(
         (rank.host for rank in ranks if not rank.compiled_rounding),
-        "exact sums are rounded in one pass (comm/rounding.c)",
-        "exact sums are rounded by torch on {}: comm/rounding.c was not built",
-        "install a C compiler and run make setup again: rounding takes a quarter of the time, to the same bits",
+        "arrays are added up, and exact sums rounded, in one pass over memory (comm/adding.c, rounding.c)",
+        "arrays are added up by numpy and rounded by torch on {}: comm/adding.c and rounding.c were not built",
+        "install a C compiler and run make setup again: adding takes half the time and rounding a quarter, "
+        "to the same bits",
     )
 
 

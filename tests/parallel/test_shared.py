@@ -14,7 +14,7 @@ import torch
 from mpipar.comm import Communicator
 from mpipar.comm import segment as segment_module
 from mpipar.comm.arena import Arena, arena_bytes
-from mpipar.comm.buffers import Op
+from mpipar.comm.buffers import Buffer, Op
 from mpipar.errors import MessageError
 from mpipar.train.dealing import open_counter
 from tests.sums import draw, expected
@@ -52,6 +52,15 @@ def test_all_reduce(comm: Communicator, dtype: torch.dtype, op: Op) -> None:
             tolerance = torch.finfo(dtype).eps if op == "mean" else 0.0
             torch.testing.assert_close(x.double(), expected(comm, size, dtype, op), rtol=tolerance, atol=0)
         assert comm.bytes_sent == before, "nothing was sent"
+
+
+def test_the_rows_of_a_column_begin_at_different_places_of_a_page(comm: Communicator) -> None:
+    """Else they would meet in one set of a cache, and on one bank of memory."""
+    arena = opened(comm, 1 << 20)
+    column = arena.column(Buffer(arena.allocate(1000, torch.float32, CPU)))
+    assert column is not None
+    places = [buffer.address % 4096 for buffer in column]
+    assert len(set(places)) == comm.size and all(place % 64 == 0 for place in places)
 
 
 def test_sums_of_16_bit_floats_are_rounded_once(comm: Communicator) -> None:
