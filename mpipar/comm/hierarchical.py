@@ -62,7 +62,7 @@ def all_reduce(
         first = chunk[ring.rank - 1]
         for a, b in first:
             x.add_up(a, b)
-        yield from circulate(ring, x, op, first, adding_and_replacing(ring, chunk), wire.size)
+        yield from circulate(ring, x, op, first, adding_and_replacing(ring.size, ring.rank, chunk), wire.size)
     if host is not None:
         yield from host.meet()
 

@@ -28,6 +28,7 @@ Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of works
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -51,14 +52,22 @@ class Arrival(NamedTuple):
 
 def all_reduce(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES) -> Algorithm:
     """Every rank's x becomes the sum (mean, maximum) over all ranks. Bytes sent by a rank: 2(n-1)/n of x."""
-    chunk = Chunks(chunk_bounds(x.size, wire.size), x.itemsize, segment_bytes)
-    yield from circulate(wire, x, op, chunk[wire.rank - 1], adding_and_replacing(wire, chunk), wire.size)
+    first, arrivals = _all_reduce_route(x.size, x.itemsize, segment_bytes, wire.size, wire.rank)
+    yield from circulate(wire, x, op, first, arrivals, wire.size)
     x.commit()
 
 
-def adding_and_replacing(wire: Wire, chunk: Chunks) -> list[Arrival]:
-    """What arrives in an all-reduce."""
-    n, r = wire.size, wire.rank
+@lru_cache(maxsize=256)  # buckets are reduced in every step, and to work this out again is seen in a sum of a few MiB
+def _all_reduce_route(
+    size: int, itemsize: int, segment_bytes: int, n: int, r: int
+) -> tuple[list[tuple[int, int]], list[Arrival]]:
+    """What rank r of n begins with, and what arrives there."""
+    chunk = Chunks(chunk_bounds(size, n), itemsize, segment_bytes)
+    return chunk[r - 1], adding_and_replacing(n, r, chunk)
+
+
+def adding_and_replacing(n: int, r: int, chunk: Chunks) -> list[Arrival]:
+    """What arrives in an all-reduce at rank r of n."""
     return [
         Arrival(a, b, adds=t < n - 1, passed_on=t < 2 * n - 3, completes=t == n - 2)
         for t in range(2 * n - 2)
