@@ -120,6 +120,6 @@ def _mpi(case: Case, x: Tensor) -> Contestant | str:
         result=x,
         calls={
             **mpi_peer.calls("Allreduce", MPI.IN_PLACE, whole),
-            "Reduce_scatter_block+Allgather": in_halves,
+            **({"Reduce_scatter_block+Allgather": in_halves} if mpi_peer.can_block() else {}),
         },
     )

@@ -2,8 +2,8 @@
 
 On one host it is memory. An operation has to read and write certain bytes, whatever it computes, so its limit is to
 copy just these, over the same memory, all ranks at once, with no waiting for each other. A question states them as a
-list of copies between the ranks' arrays. A copy is a yardstick, not a law: reading two arrays at once can be a little
-faster, so that some rows come out above 100 %.
+list of copies between the ranks' arrays. A copy is a yardstick, not a law: who reads several arrays side by side has
+more lines on their way from memory at once, so that some rows come out well above 100 %.
 
 Between hosts it is the link: how fast a rank of each host can stream to a rank of the next, all hosts at once; measured
 once, before all else. A question states how many bytes have to leave a host.

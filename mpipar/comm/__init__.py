@@ -18,6 +18,7 @@ memory          what the ranks of a communicator share on each host
   arena           where their arrays lie
   segment         memory of one process that others open
 sums            additions and copies, planned once
+adding          sums over several arrays in one pass, compiled
 small           sums of small arrays, compiled
 exact           sums that do not round
 topology        which ranks share a host
