@@ -3,8 +3,7 @@
    All arrays are read side by side. So memory has more to fetch at once than when one is copied, and each line is still
    in the first-level cache when the sum is written back. A target may be a source.
 
-   The same to the bit as comm/sums.py's steps of numpy. Compile with -O3, at which the loops become
-   vectors. */
+   The same to the bit as comm/sums.py's steps of numpy. Compile with -O3: else the loops do not become vectors. */
 
 #ifndef MPIPAR_ADDING_H
 #define MPIPAR_ADDING_H
