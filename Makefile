@@ -55,6 +55,6 @@ help:  ## this list
 data/stdlib: | $(READY)
 	$(MPIRUN) -n $(NP) $(PY) -m mpipar.data pack stdlib --out $@
 
-$(READY): setup.py setup-env.sh $(wildcard mpipar/*/*.c)
+$(READY): setup.py setup-env.sh $(wildcard mpipar/*/*.[ch])
 	@./setup-env.sh
 	@touch $@

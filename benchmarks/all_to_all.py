@@ -40,7 +40,7 @@ class AllToAll(Sweep):
                 title=mpi_peer.title("Alltoall"),
                 source=out,
                 result=into,
-                calls=mpi_peer.calls("Alltoall", given, taken),
+                calls=mpi_peer.calls(case.world, "Alltoall", given, taken),
             ),
             "gloo": Contestant(
                 title=gloo.TITLE,

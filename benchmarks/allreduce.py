@@ -119,7 +119,7 @@ def _mpi(case: Case, x: Tensor) -> Contestant | str:
         source=x,
         result=x,
         calls={
-            **mpi_peer.calls("Allreduce", MPI.IN_PLACE, whole),
-            **({"Reduce_scatter_block+Allgather": in_halves} if mpi_peer.can_block() else {}),
+            **mpi_peer.calls(case.world, "Allreduce", MPI.IN_PLACE, whole),
+            **mpi_peer.blocking(case.world, {"Reduce_scatter_block+Allgather": in_halves}),
         },
     )

@@ -17,6 +17,7 @@ from benchmarks.case import Case, Contestant
 from benchmarks.limits import Copy, Place
 from benchmarks.mpi_peer import Calls, Message
 from benchmarks.sweep import Sweep
+from mpipar.comm import Communicator
 from mpipar.comm.mpi import MPI
 
 End = TypeVar("End")
@@ -34,7 +35,7 @@ class Half(Sweep):
         """By mpipar, in place."""
 
     @abstractmethod
-    def calls_of_mpi(self, source: Message, result: Message) -> Calls:
+    def calls_of_mpi(self, world: Communicator, source: Message, result: Message) -> Calls:
         """By MPI."""
 
     @abstractmethod
@@ -71,7 +72,7 @@ class Half(Sweep):
         given, taken = as_message(source), as_message(result)
         if given is None or taken is None:
             return mpi_peer.cannot_add(case.dtype)
-        calls = self.calls_of_mpi(given, taken)
+        calls = self.calls_of_mpi(case.world, given, taken)
         return Contestant(title=mpi_peer.title(next(iter(calls))), source=source, result=result, calls=calls)
 
     def _gloo(self, source: Tensor, result: Tensor) -> Contestant:
@@ -103,9 +104,11 @@ class ReduceScatter(Half):
     def ours(self, case: Case, whole: Tensor) -> Callable[[], object]:
         return lambda: case.world.reduce_scatter(whole)
 
-    def calls_of_mpi(self, source: Message, result: Message) -> Calls:
-        in_blocks = mpi_peer.calls("Reduce_scatter_block", source, result)
-        return {**in_blocks, "Reduce_scatter": lambda: MPI.COMM_WORLD.Reduce_scatter(source, result)}
+    def calls_of_mpi(self, world: Communicator, source: Message, result: Message) -> Calls:
+        return {
+            **mpi_peer.calls(world, "Reduce_scatter_block", source, result),
+            **mpi_peer.blocking(world, {"Reduce_scatter": lambda: MPI.COMM_WORLD.Reduce_scatter(source, result)}),
+        }
 
     def of_gloo(self) -> Callable[[Tensor, Tensor], object]:
         return gloo.renamed("reduce_scatter_single", "reduce_scatter_tensor")
@@ -134,8 +137,8 @@ class AllGather(Half):
     def ours(self, case: Case, whole: Tensor) -> Callable[[], object]:
         return lambda: case.world.all_gather(whole)
 
-    def calls_of_mpi(self, source: Message, result: Message) -> Calls:
-        return mpi_peer.calls("Allgather", source, result)
+    def calls_of_mpi(self, world: Communicator, source: Message, result: Message) -> Calls:
+        return mpi_peer.calls(world, "Allgather", source, result)
 
     def of_gloo(self) -> Callable[[Tensor, Tensor], object]:
         return gloo.renamed("all_gather_single", "all_gather_into_tensor")

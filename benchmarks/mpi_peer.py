@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpipar.comm import mpi_version
+from mpipar.comm import Communicator, mpi_version
 from mpipar.comm.mpi import MPI
 
 Message = list[Any]
@@ -34,9 +34,9 @@ def title(function: str) -> str:
 
 
 def waiting() -> str:
-    """What a rank does that waits for a message, where that can be chosen; "" where it cannot."""
+    """What a rank does that waits for a message, where the library lets one choose; "" where it does not."""
     if "Open MPI" not in mpi_version():
-        return "" if can_block() else "in calls that do not block"
+        return ""
     yields = os.environ.get(_YIELDS, "0").lower() in ("1", "true", "yes", "on")
     return "yields when idle" if yields else "spins when idle"
 
@@ -56,17 +56,20 @@ def movable(x: Tensor) -> Message:
     return [x.cpu().view(torch.uint8).numpy(), MPI.BYTE]
 
 
-def calls(function: str, *arguments: Any) -> Calls:
+def calls(world: Communicator, function: str, *arguments: Any) -> Calls:
     """A collective function of MPI, by its name in mpi4py, and what starts it and then waits for it."""
     run, start = getattr(MPI.COMM_WORLD, function), getattr(MPI.COMM_WORLD, f"I{function.lower()}")
-    waiting = {f"I{function.lower()}": lambda: start(*arguments).Wait()}
-    return {function: lambda: run(*arguments), **waiting} if can_block() else waiting
+    return {
+        **blocking(world, {function: lambda: run(*arguments)}),
+        f"I{function.lower()}": lambda: start(*arguments).Wait(),
+    }
 
 
-def can_block() -> bool:
-    """Whether calls that block come to an end in reasonable time.
+def blocking(world: Communicator, calls: Calls) -> Calls:
+    """These calls, or none where they would take minutes.
 
-    In these MPICH spins, and with more ranks than cores so does whoever has the core that the others need: 64 MiB
-    between 4 ranks on two cores take longer than a minute.
+    In its blocking collectives MPICH spins and never yields. With more ranks than cores whoever has a core then keeps
+    it from those that it waits for; in MPI_Wait it yields.
     """
-    return "MPICH" not in mpi_version() or MPI.COMM_WORLD.size <= (os.cpu_count() or 1)
+    most_on_a_host = max(len(ranks) for ranks in world.topology.hosts)
+    return {} if "MPICH" in mpi_version() and most_on_a_host > (os.cpu_count() or 1) else calls

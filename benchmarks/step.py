@@ -26,6 +26,7 @@ from benchmarks.options import require_at_least
 from mpipar.comm import Communicator, agreement
 from mpipar.model import ModelConfig, Transformer, initialise
 from mpipar.parallel import DataParallel, Grids
+from mpipar.processor import bf16_is_fast
 from mpipar.train.memory import keep_freed_memory
 
 _TITLES = {
@@ -75,6 +76,11 @@ class Step:
         start_gloo(mesh)
         if world.rank == 0 and self.format == "table":
             print(environment.header(), flush=True)
+            if self.bf16 and not bf16_is_fast():
+                print(
+                    "# no bf16 instructions: products are made by other ones, which takes many times as long",
+                    flush=True,
+                )
         tokens = torch.randint(
             self.vocab_size, (self.batch, self.seq_len + 1), generator=torch.Generator().manual_seed(world.rank)
         )

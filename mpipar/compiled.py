@@ -20,7 +20,7 @@ from typing import Any
 
 
 def function(name: str, result: type[Any] | None, *arguments: type[Any]) -> Callable[..., Any] | None:
-    """A function of the library, or None if that was not built.
+    """A function of the library, or None if that was not built, or is older than the function.
 
     Args:
         name: Without the "mpipar_" in front.
@@ -28,7 +28,7 @@ def function(name: str, result: type[Any] | None, *arguments: type[Any]) -> Call
         arguments: What it takes.
     """
     library = _library()
-    if library is None:
+    if library is None or not hasattr(library, f"mpipar_{name}"):
         return None
     found = library[f"mpipar_{name}"]  # a new object each time, whose types are its own
     found.restype = result

@@ -22,12 +22,13 @@ from mpipar.errors import CheckpointError, MpiparError
 
 @dataclass(frozen=True, kw_only=True)
 class _OfCheckpoint:
+    """What all commands take."""
+
     folder: tyro.conf.Positional[Path]
     """A checkpoint; or a run, of which the latest is taken."""
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Opened, for a with statement."""
+    def open(self) -> Checkpoint:
+        """The checkpoint, for a with statement."""
         return Checkpoint(find(self.folder))
 
 
@@ -39,7 +40,7 @@ class Info(_OfCheckpoint):
     """Each tensor too: name, dtype, shape, and in how many slices it lies."""
 
     def run(self) -> None:
-        with self.checkpoint as found:
+        with self.open() as found:
             index = found.index
             print(f"checkpoint  {found.path}")
             print(f"step        {found.step:,}")
@@ -61,7 +62,7 @@ class Verify(_OfCheckpoint):
     """Reads a checkpoint to the last byte, and names the first file that is damaged."""
 
     def run(self) -> None:
-        with self.checkpoint as found:
+        with self.open() as found:
             found.verify()
             print(f"sound: {found.path}, {size(sum(found.index.file_bytes))}")
 
@@ -71,7 +72,7 @@ class Digest(_OfCheckpoint):
     """Prints one SHA-256 over all weights and optimizer state: equal if and only if two runs came to the same bits."""
 
     def run(self) -> None:
-        with self.checkpoint as found:
+        with self.open() as found:
             print(digest(found))
 
 
@@ -85,7 +86,7 @@ class Export(_OfCheckpoint):
     """Those of mpipar, or those of the Hugging Face library's models."""
 
     def run(self) -> None:
-        with self.checkpoint as found:
+        with self.open() as found:
             num_bytes = export(found, self.out, self.names)
             print(f"exported: step {found.step:,}, {size(num_bytes)} of weights, {self.out}")
 

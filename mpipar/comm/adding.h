@@ -57,7 +57,12 @@ ADD_UP(add_int64, uint64_t, uint64_t)
 ADD_UP(add_float64_to_float32, double, float)
 
 static void (*const ADDERS[])(const struct addition *) = {
-    add_float32, add_float64, add_int32, add_int64, add_float64_to_float32};
+    [FLOAT32] = add_float32,
+    [FLOAT64] = add_float64,
+    [INT32] = add_int32,
+    [INT64] = add_int64,
+    [FLOAT64_TO_FLOAT32] = add_float64_to_float32,
+};
 
 static void add_up(const struct addition *addition) { ADDERS[addition->kind](addition); }
 

@@ -1,6 +1,6 @@
 """Sums over several arrays in one pass over memory, compiled: comm/adding.c.
 
-numpy adds two arrays at a time. Over n arrays it passes n times over the sum so far, and reads one or two arrays of
+numpy adds two arrays at a time. Over n arrays it passes n - 1 times over the sum so far, and reads one or two arrays of
 memory at once; the loop here reads all n side by side, and writes the sum where it is wanted while it is in a register.
 """
 
@@ -25,7 +25,9 @@ _KINDS = (
     ("int64", "int64"),
     ("float64", "float32"),
 )
-_MOST_SOURCES = 16  # above, more streams than a processor fetches ahead: a run at a time takes less time
+# More streams than these no processor fetches ahead: a run at a time takes less time then. Small sums, which are in
+# caches, do not ask.
+_MOST_SOURCES = 16
 
 
 class Description(ctypes.Structure):
@@ -76,20 +78,24 @@ def can_add(dtype: str, into: str) -> bool:
 
 
 def describe(targets: Sequence[Place], sources: Sequence[Place], size: int) -> Description:
-    """The same for C. It does not keep the arrays alive."""
+    """What `plan_addition` takes, as C takes it. It does not keep the arrays alive."""
     return Description(
         kind=_KINDS.index((sources[0][0].dtype, targets[0][0].dtype)),
         size=size,
         num_sources=len(sources),
         num_targets=len(targets),
-        sources=_pointers(sources),
-        targets=_pointers(targets),
+        sources=pointers(_addresses(sources)),
+        targets=pointers(_addresses(targets)),
     )
 
 
-def _pointers(places: Sequence[Place]) -> Any:
-    addresses = [buffer.address + start * buffer.itemsize for buffer, start in places]
+def pointers(addresses: Sequence[int]) -> Any:
+    """An array of them, as a field of a structure takes and keeps it."""
     return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _addresses(places: Sequence[Place]) -> list[int]:
+    return [buffer.address + start * buffer.itemsize for buffer, start in places]
 
 
 @lru_cache(maxsize=1)

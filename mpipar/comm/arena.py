@@ -19,7 +19,7 @@ _ALIGNMENT = 4096
 # Rows of a column are read side by side. Where they lie a power of two apart in memory, the lines of all would fall on
 # one bank of it and into one set of the caches, and take ten times as long; so each segment begins elsewhere in a page.
 _STAGGER_BYTES = 4096 + 64
-_STAGGERED = 16
+_NUM_BEGINNINGS = 16  # as many rows as are read side by side at the most (see `adding`); more ranks share them
 _MOST_COLUMNS = 1024  # that are remembered
 
 
@@ -97,12 +97,12 @@ def open_arena(exchange: Exchange, rank: int, num_bytes: int) -> Arena | str:
         rank: This process's own.
         num_bytes: The size of each segment.
     """
-    segments = open_segments(exchange, num_bytes + _STAGGER_BYTES * (_STAGGERED - 1))
+    segments = open_segments(exchange, num_bytes + _STAGGER_BYTES * (_NUM_BEGINNINGS - 1))
     if isinstance(segments, str):
         return segments
     for segment in segments:
         os.close(segment.descriptor)  # the memory lives on in the maps
-    begins = [i % _STAGGERED * _STAGGER_BYTES for i in range(len(segments))]
+    begins = [i % _NUM_BEGINNINGS * _STAGGER_BYTES for i in range(len(segments))]
     return Arena([memoryview(memory)[a : a + num_bytes] for a, (_, memory) in zip(begins, segments, strict=True)], rank)
 
 

@@ -80,6 +80,8 @@ class Column(Buffer):
 
     def add_up(self, start: int, stop: int) -> None:
         """The own elements [start, stop) become their sum over the host. A mean divides at the end of the ring."""
+        if len(self._buffers) == 1:
+            return
         op: Op = "max" if self._op == "max" else "sum"
         mine = self._buffers[self._own]
         sources = [mine, *(buffer for buffer in self._buffers if buffer is not mine)]

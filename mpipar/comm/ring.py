@@ -57,13 +57,13 @@ def all_reduce(wire: Wire, x: Buffer, op: Op, segment_bytes: int = SEGMENT_BYTES
     x.commit()
 
 
-@lru_cache(maxsize=256)  # buckets are reduced in every step, and to work this out again is seen in a sum of a few MiB
+@lru_cache(maxsize=32)  # buckets are reduced in every step, and to work this out again is seen in a sum of a few MiB
 def _all_reduce_route(
     size: int, itemsize: int, segment_bytes: int, n: int, r: int
-) -> tuple[list[tuple[int, int]], list[Arrival]]:
+) -> tuple[tuple[tuple[int, int], ...], tuple[Arrival, ...]]:
     """What rank r of n begins with, and what arrives there."""
     chunk = Chunks(chunk_bounds(size, n), itemsize, segment_bytes)
-    return chunk[r - 1], adding_and_replacing(n, r, chunk)
+    return tuple(chunk[r - 1]), tuple(adding_and_replacing(n, r, chunk))
 
 
 def adding_and_replacing(n: int, r: int, chunk: Chunks) -> list[Arrival]:

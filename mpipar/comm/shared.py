@@ -1,11 +1,11 @@
 """Collectives of the ranks of one host, in the memory that they share.
 
 In the arena. What is to be reduced lies at the same offset in each rank's segment. Between two meetings, rank r adds up
-chunk r over all segments and writes the sum into all of them:
+chunk r over all segments and writes the sum into all of them, in one pass if that was compiled:
 
     segment of rank 0    [ chunk 0 | chunk 1 | chunk 2 ]        rank 1 reads its column,
-    segment of rank 1    [ chunk 0 | chunk 1 | chunk 2 ]        adds it up a cache-sized
-    segment of rank 2    [ chunk 0 | chunk 1 | chunk 2 ]        run at a time, writes it back
+    segment of rank 1    [ chunk 0 | chunk 1 | chunk 2 ]        adds it up,
+    segment of rank 2    [ chunk 0 | chunk 1 | chunk 2 ]        writes it back
                                        rank 1
 
 Each element is read n times and written n times, and passes through no buffer between: 2 n times the array's bytes of

@@ -12,7 +12,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Protocol
 
-from mpipar.comm.adding import Description, can_add, describe
+from mpipar.comm.adding import Description, can_add, describe, pointers
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.call import Call
 from mpipar.comm.host import SLOT_BYTES, Host
@@ -183,5 +183,4 @@ def _compiled() -> Any:
 
 
 def _describe(host: Host) -> _Host:
-    lines = host.addresses_of_lines()
-    return _Host(rank=host.rank, num_ranks=host.size, lines=(ctypes.c_void_p * len(lines))(*lines))
+    return _Host(rank=host.rank, num_ranks=host.size, lines=pointers(host.addresses_of_lines()))

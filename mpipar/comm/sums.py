@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpipar.comm.adding import plan_addition
+from mpipar.comm.adding import Place, plan_addition
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.p2p import segments
 
@@ -44,8 +44,8 @@ def plan_copy(target: Any, source: Any) -> Step:
 
 
 def plan_sum(
-    out: tuple[Buffer, int],
-    sources: Sequence[tuple[Buffer, int]],
+    out: Place,
+    sources: Sequence[Place],
     size: int,
     op: Op,
     count: int,
@@ -62,7 +62,7 @@ def plan_sum(
         into: Buffers that get the result as well, at the place of `out`.
     """
     like, at = out
-    if op == "sum" and size:
+    if op == "sum":
         addition = plan_addition([out, *((buffer, at) for buffer in into)], sources, size)
         if addition is not None:
             return [addition]
@@ -87,8 +87,8 @@ def plan_sum_into(targets: Sequence[Buffer], sources: Sequence[Buffer], start: i
         start: First element.
         stop: Behind the last element.
     """
-    to, of = ([(buffer, start) for buffer in buffers] for buffers in (targets, sources))
-    if (addition := plan_addition(to, of, stop - start)) is not None:
+    addition = plan_addition([(x, start) for x in targets], [(x, start) for x in sources], stop - start)
+    if addition is not None:
         return [addition]
     like = sources[0]
     elements = max(_RUN_BYTES // len(sources), _LEAST_RUN_BYTES) // like.itemsize

@@ -33,7 +33,7 @@ class RankFacts:
         software: Version by name, of what should be the same on all ranks.
         mpi: Its MPI library.
         fast_bf16: Whether its processor multiplies bfloat16 in hardware.
-        compiled_rounding: Whether the compiled half of exact sums is there.
+        compiled_library: Whether what `compiled` lists is there.
         compiled_sums: Whether small sums on a host are compiled.
         shm_bytes: The free room in /dev/shm, and its size; None if there is none.
         sees_folder: Whether a file that rank 0 made in its working directory is there for this rank.
@@ -47,7 +47,7 @@ class RankFacts:
     software: dict[str, str]
     mpi: MpiFacts
     fast_bf16: bool
-    compiled_rounding: bool
+    compiled_library: bool
     compiled_sums: bool
     shm_bytes: tuple[int, int] | None
     sees_folder: bool
@@ -92,7 +92,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         },
         mpi=mpi_facts(),
         fast_bf16=bf16_is_fast(),
-        compiled_rounding=compiled.is_built(),
+        compiled_library=compiled.is_built(),
         compiled_sums=small.is_built(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),

@@ -50,7 +50,7 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_mpi([rank.mpi for rank in ranks])
     yield from judge_cores(ranks)
     yield judge_bf16(ranks)
-    yield judge_rounding(ranks)
+    yield judge_compiled(ranks)
     yield judge_small_sums(ranks)
     yield from judge_devices(ranks)
     yield judge_gpu(gpu)
@@ -134,11 +134,11 @@ def judge_bf16(ranks: Sequence[RankFacts]) -> Finding:
     )
 
 
-def judge_rounding(ranks: Sequence[RankFacts]) -> Finding:
-    """How the sums of reproducible training are rounded."""
+def judge_compiled(ranks: Sequence[RankFacts]) -> Finding:
+    """How arrays are added up, and exact sums rounded."""
     return _everywhere(
-        (rank.host for rank in ranks if not rank.compiled_rounding),
-        "arrays are added up, and exact sums rounded, in one pass over memory (comm/adding.c, rounding.c)",
+        (rank.host for rank in ranks if not rank.compiled_library),
+        "sums in shared memory are made, and exact ones rounded, in one pass (comm/adding.c, rounding.c)",
         "arrays are added up by numpy and rounded by torch on {}: comm/adding.c and rounding.c were not built",
         "install a C compiler and run make setup again: adding takes half the time and rounding a quarter, "
         "to the same bits",

@@ -30,6 +30,15 @@ def draw(size: int, dtype: str, seed: int) -> np.ndarray:
     return np.where(rng.random(size) < 0.1, special, values).astype(dtype)
 
 
+def assert_same_bits(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Zeros with their sign; but one NaN is as good as another: which one survives a sum is the compiler's choice."""
+    assert found.dtype == wanted.dtype
+    if found.dtype.kind == "f":
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+        found, wanted = (np.where(np.isnan(wanted), 0, x).astype(x.dtype) for x in (found, wanted))
+    np.testing.assert_array_equal(found.view(f"u{found.itemsize}"), wanted.view(f"u{wanted.itemsize}"))
+
+
 @given(
     dtype=st.sampled_from(DTYPES),
     size=st.integers(0, 200),
@@ -53,9 +62,8 @@ def test_the_bits_of_numpy(dtype: str, size: int, starts: list[int], num_targets
     for i, (array, old) in enumerate(zip(arrays, before, strict=True)):
         if i < num_targets:
             start = places[i][1]
-            np.testing.assert_array_equal(array[start : start + size], wanted)
             old[start : start + size] = wanted
-        np.testing.assert_array_equal(array, old)  # and nothing beside it
+        assert_same_bits(array, old)  # and nothing beside it
 
 
 @given(size=st.integers(0, 100), num=st.integers(1, 9), seed=st.integers(0, 1000))
@@ -70,22 +78,24 @@ def test_doubles_are_converted_once(size: int, num: int, seed: int) -> None:
         for array in arrays[1:]:
             wanted += array
         for target in targets:
-            np.testing.assert_array_equal(target, wanted.astype(np.float32))
+            assert_same_bits(target, wanted.astype(np.float32))
 
 
-@pytest.mark.parametrize("op", ["sum", "mean", "max"])
-@pytest.mark.parametrize("num", [1, 2, 5, 17])
-def test_with_and_without(monkeypatch: pytest.MonkeyPatch, op: str, num: int) -> None:
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_with_and_without(monkeypatch: pytest.MonkeyPatch, num: int) -> None:
     """What sums.py plans comes to the same bits where nothing was compiled."""
     found = []
     for planner in (plan_addition, lambda *_: None):
         monkeypatch.setattr(sums, "plan_addition", planner)
-        buffers = [Buffer(draw(300_001, "float32", i)) for i in range(num)]
-        places = [(buffer, 5) for buffer in buffers]
-        sums.run(sums.plan_sum(places[0], places, 299_990, op, num, into=buffers[1:]))  # type: ignore[arg-type]
-        found.append([buffer.values for buffer in buffers])
-    compiled_way, plain_way = found
-    np.testing.assert_array_equal(compiled_way, plain_way)
+        floats = [Buffer(draw(300_001, "float32", i)) for i in range(num)]
+        places = [(x, 5) for x in floats]
+        sums.run(sums.plan_sum(places[0], places, 299_990, "sum", num, into=floats[1:]))
+        doubles = [Buffer(draw(300_001, "float64", i)) for i in range(num)]
+        targets = [Buffer(np.zeros(300_001, np.float32)) for _ in range(num)]
+        sums.run(sums.plan_sum_into(targets, doubles, 7, 299_990))
+        found.append([x.values for x in (*floats, *doubles, *targets)])
+    for compiled_way, plain_way in zip(*found, strict=True):
+        assert_same_bits(compiled_way, plain_way)
 
 
 def test_what_is_left_to_others() -> None:

@@ -21,7 +21,7 @@ RANK = RankFacts(
     software={"mpipar": "0.1.0", "torch": "2.13.0"},
     mpi=MPI,
     fast_bf16=True,
-    compiled_rounding=True,
+    compiled_library=True,
     compiled_sums=True,
     shm_bytes=(30 * GIB, 32 * GIB),
     sees_folder=True,
@@ -94,8 +94,8 @@ def test_more_threads_than_cores() -> None:
     assert idle == "note" and "there are 2 cores a rank" in advice and "--train.threads 2" in advice
 
 
-def test_without_a_compiler_rounding_is_slower() -> None:
-    [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_rounding=False)])
+def test_without_a_compiler_sums_are_slower() -> None:
+    [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_library=False)])
     assert mark == "note" and "rounded by torch on n2" in text and "C compiler" in text
 
 
