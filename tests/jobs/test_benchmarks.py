@@ -156,7 +156,7 @@ def test_launches_that_cannot_be_are_refused() -> None:
 def test_deaths_that_cannot_be_are_refused() -> None:
     run(0, "-m", "benchmarks.recovery", "--ranks", "2", "--least", "2").refused("--least 2 must be at least 1")
     run(0, "-m", "benchmarks.recovery", "--data", "nix").refused("--data nix does not exist")
-    run(0, "-m", "benchmarks.dying", "--steps", "9").refused("--data data/stdlib does not exist")
+    run(0, "-m", "benchmarks.dying", "--data", "nix").refused("--data nix does not exist")
     run(0, "-m", "benchmarks.dying", "--data", ".", "--steps", "9").refused("--steps 9 must be at least 10")
     run(0, "-m", "benchmarks.balance", "--data", "nix").refused("--data nix does not exist")
     run(0, "-m", "benchmarks.balance", "--data", ".", "--slowdown", "1").refused("--slowdown 1 must be more than 1")
