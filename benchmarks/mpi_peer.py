@@ -65,11 +65,11 @@ def calls(world: Communicator, function: str, *arguments: Any) -> Calls:
     }
 
 
-def blocking(world: Communicator, calls: Calls) -> Calls:
+def blocking(world: Communicator, given: Calls) -> Calls:
     """These calls, or none where they would take minutes.
 
     In its blocking collectives MPICH spins and never yields. With more ranks than cores whoever has a core then keeps
     it from those that it waits for; in MPI_Wait it yields.
     """
     most_on_a_host = max(len(ranks) for ranks in world.topology.hosts)
-    return {} if "MPICH" in mpi_version() and most_on_a_host > (os.cpu_count() or 1) else calls
+    return {} if "MPICH" in mpi_version() and most_on_a_host > (os.cpu_count() or 1) else given

@@ -140,8 +140,8 @@ def judge_compiled(ranks: Sequence[RankFacts]) -> Finding:
         (rank.host for rank in ranks if not rank.compiled_library),
         "sums in shared memory are made, and exact ones rounded, in one pass (comm/adding.c, rounding.c)",
         "arrays are added up by numpy and rounded by torch on {}: comm/adding.c and rounding.c were not built",
-        "install a C compiler and run make setup again: adding takes half the time and rounding a quarter, "
-        "to the same bits",
+        "install a C compiler and run make setup again: adding takes half to four fifths of the time, "
+        "rounding a quarter, to the same bits",
     )
 
 
