@@ -35,7 +35,7 @@ setup(
         Extension(
             "mpipar.comm._meeting",
             ["mpipar/comm/meeting.c"],
-            depends=["mpipar/comm/adding.h"],
+            depends=["mpipar/comm/adding.h", "mpipar/comm/copying.h"],
             extra_compile_args=COMPILER_FLAGS,
             py_limited_api=True,
             optional=True,

@@ -19,7 +19,7 @@ memory          what the ranks of a communicator share on each host
   segment         memory of one process that others open
 sums            additions and copies, planned once
 adding          sums over several arrays in one pass, compiled
-small           sums of small arrays, compiled
+one_call        sums on a host, compiled
 exact           sums that do not round
 topology        which ranks share a host
 roster          who the ranks of a communicator are

@@ -25,9 +25,9 @@ _KINDS = (
     ("int64", "int64"),
     ("float64", "float32"),
 )
-# More streams than these no processor fetches ahead: a run at a time takes less time then. Small sums, which are in
-# caches, do not ask.
-_MOST_SOURCES = 16
+MOST_SOURCES = 16
+"""More streams than these no processor fetches ahead: a run at a time takes less time then. Small sums, which are in
+caches, do not ask."""
 
 
 class Description(ctypes.Structure):
@@ -67,7 +67,7 @@ def plan_addition(targets: Sequence[Place], sources: Sequence[Place], size: int)
         size: Elements.
     """
     add_up = _function()
-    if add_up is None or not can_add(sources[0][0].dtype, targets[0][0].dtype) or len(sources) > _MOST_SOURCES:
+    if add_up is None or not can_add(sources[0][0].dtype, targets[0][0].dtype) or len(sources) > MOST_SOURCES:
         return None
     return Addition(add_up, describe(targets, sources, size), [*targets, *sources])
 
@@ -77,10 +77,15 @@ def can_add(dtype: str, into: str) -> bool:
     return (dtype, into) in _KINDS
 
 
+def kind_of(dtype: str, into: str) -> int:
+    """What adding.h calls sums of arrays of a dtype into one of another."""
+    return _KINDS.index((dtype, into))
+
+
 def describe(targets: Sequence[Place], sources: Sequence[Place], size: int) -> Description:
     """What `plan_addition` takes, as C takes it. It does not keep the arrays alive."""
     return Description(
-        kind=_KINDS.index((sources[0][0].dtype, targets[0][0].dtype)),
+        kind=kind_of(sources[0][0].dtype, targets[0][0].dtype),
         size=size,
         num_sources=len(sources),
         num_targets=len(targets),

@@ -75,7 +75,9 @@ class Communicator:
         self._memory = Memory(
             comm, self.topology, self.all_gather_object, self._finish, transport, careful=can_survive()
         )
-        self._operations = Operations(self.rank, self.size, self.topology, self._memory, roster.wants, transport)
+        self._operations = Operations(
+            self.rank, self.size, self.topology, self._memory, roster.wants, transport, compiled=roster.compiled
+        )
         self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
 
@@ -144,13 +146,13 @@ class Communicator:
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
         operation = self._operations.all_reduce(x, op, algorithm)
-        small = operation.small
-        if small is None or not self._lane.is_free:
+        one_call = operation.one_call
+        if one_call is None or not self._lane.is_free:
             self._start(operation).wait()
             return x
         self._sequence += 1
-        if not small.at_once():
-            self._work(operation.call, small.rest()).wait()
+        if not one_call.at_once():
+            self._work(operation.call, one_call.rest()).wait()
         return x
 
     def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:

@@ -1,11 +1,19 @@
 /* Sums over the ranks of a host in one call: what comm/host.py and comm/shared.py do step by step, since each step of
-   Python takes as long as the whole of a small sum. The same protocol to the word, so that one rank may come this way
-   and another the long way round; the same order of additions, and so the same bits.
+   Python takes as long as the whole of a small sum, and as the copying of a quarter of a large block. The same protocol
+   to the word, so that one rank may come this way and another the long way round; the same order of additions, and so
+   the same bits.
 
-   Through slots, with one meeting:
+   Through slots, a block at a time, with one meeting:
 
-       bring     copy x into a slot of this rank, write what it has come for, count the meeting
-       take      once all have come for the same: x = slot of rank 0 + slot of rank 1 + ...
+       bring     copy the block into a slot of this rank, write what it has come for, count the meeting
+       add       once all have come for the same: block = slot of rank 0 + slot of rank 1 + ...
+
+   or with two:
+
+       bring     copy what others add up of the block: each rank has a chunk of it; count the meeting
+       add       once all have come: this rank's chunk = the sum over the slots, own one first; copy it into the slot,
+                 count a meeting
+       take      once all have: copy the other chunks out of the slots
 
    In place, with two:
 
@@ -15,7 +23,7 @@
 
    Nobody waits here for long: who has not come after `PATIENCE` looks is waited for in Python, with a deadline.
 
-   This is a module, comm/small.py's: a call through ctypes takes as long as a small sum. */
+   This is a module, comm/one_call.py's: a call through ctypes takes as long as a small sum. */
 
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
@@ -26,6 +34,7 @@
 #include <string.h>
 
 #include "adding.h"
+#include "copying.h"
 
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
@@ -37,16 +46,19 @@
 enum { MEETINGS = 0, CALLS = 1, TURN = 5 };
 typedef _Atomic uint64_t word;
 
-/* The structures are as in comm/small.py, which gives their addresses. */
+/* The structures are as in comm/one_call.py, which fills them. */
 struct host {
     int64_t rank, num_ranks;
     word **lines;
 };
-struct sum {
+struct sum_through_slots {
     struct host host;
     uint64_t call[2];
-    int64_t num_bytes;
-    struct addition of_turn[2]; /* x = the sum over the slots of that turn */
+    int64_t kind, itemsize, size, slot_size; /* elements */
+    int64_t meetings;                        /* of a block */
+    char *x;
+    char **slots[2], **sources; /* by turn, by rank; room for as many */
+    int64_t at, met;            /* how far it is: first element of the block, meetings of it that are over */
 };
 struct sum_in_place {
     struct host host;
@@ -55,6 +67,9 @@ struct sum_in_place {
 };
 
 enum { BRIEFLY = 50, PATIENCE = 400 }; /* looks */
+
+/* Other threads of this process wait as long as a sum takes that has no more bytes. */
+enum { SHORT_BYTES = 64 << 10 };
 
 static uint64_t load(word *place) { return atomic_load_explicit(place, memory_order_relaxed); }
 
@@ -97,41 +112,131 @@ static int have_come(const struct host *host, const uint64_t *call) {
     return have;
 }
 
-static const struct addition *this_turn(const struct sum *sum) {
-    return &sum->of_turn[load(sum->host.lines[sum->host.rank] + TURN)];
+/* Through slots. a, b: first and last element of a part of the block. */
+
+static int64_t block_size(const struct sum_through_slots *sum) {
+    int64_t rest = sum->size - sum->at;
+    return rest < sum->slot_size ? rest : sum->slot_size;
 }
 
-static void bring(const struct sum *sum) {
+/* Where the chunk of a rank begins. */
+static int64_t chunk(const struct sum_through_slots *sum, int64_t rank) {
+    return block_size(sum) * rank / sum->host.num_ranks;
+}
+
+static char *in_x(const struct sum_through_slots *sum, int64_t a) { return sum->x + (sum->at + a) * sum->itemsize; }
+
+static char *in_slot(const struct sum_through_slots *sum, int64_t rank, int64_t a) {
+    uint64_t turn = load(sum->host.lines[sum->host.rank] + TURN);
+    return sum->slots[turn][rank] + a * sum->itemsize;
+}
+
+static void give(const struct sum_through_slots *sum, int64_t a, int64_t b) {
+    copy_for_others(in_slot(sum, sum->host.rank, a), in_x(sum, a), (b - a) * sum->itemsize);
+}
+
+static void add(const struct sum_through_slots *sum, int64_t a, int64_t b) {
+    int64_t own = sum->host.rank, count = 0;
+    int own_first = sum->meetings == 2;
+    if (own_first) sum->sources[count++] = in_x(sum, a);
+    for (int64_t rank = 0; rank < sum->host.num_ranks; rank++) {
+        if (rank != own) sum->sources[count++] = in_slot(sum, rank, a);
+        else if (!own_first) sum->sources[count++] = in_x(sum, a); /* as in the slot, and nearer */
+    }
+    char *target = in_x(sum, a);
+    struct addition addition = {sum->kind, b - a, count, 1, sum->sources, &target};
+    add_up(&addition);
+}
+
+static void take(const struct sum_through_slots *sum) {
+    for (int64_t rank = 0; rank < sum->host.num_ranks; rank++) {
+        int64_t a = chunk(sum, rank), b = chunk(sum, rank + 1);
+        if (rank != sum->host.rank) memcpy(in_x(sum, a), in_slot(sum, rank, a), (b - a) * sum->itemsize);
+    }
+}
+
+/* What the others are to have come for: the first meeting of all compares it. */
+static const uint64_t *compared(const struct sum_through_slots *sum) {
+    return sum->at == 0 && sum->met == 0 ? sum->call : 0;
+}
+
+static void bring(const struct sum_through_slots *sum) {
     word *turn = sum->host.lines[sum->host.rank] + TURN;
     store(turn, load(turn) ^ 1);
-    const struct addition *addition = this_turn(sum);
-    memcpy(addition->sources[sum->host.rank], addition->targets[0], sum->num_bytes);
-    come(&sum->host, sum->call);
+    if (sum->meetings == 1) {
+        give(sum, 0, block_size(sum));
+    } else {
+        give(sum, 0, chunk(sum, sum->host.rank));
+        give(sum, chunk(sum, sum->host.rank + 1), block_size(sum));
+    }
+    come(&sum->host, compared(sum));
 }
 
-/* Brings x, and takes the sum if all come soon; whether they have. */
-static PyObject *sum_at_once(PyObject *module, PyObject *address) {
-    const struct sum *sum = PyLong_AsVoidPtr(address);
+static void begin(struct sum_through_slots *sum) {
+    sum->at = sum->met = 0;
     bring(sum);
-    if (!have_come(&sum->host, sum->call)) Py_RETURN_FALSE;
-    add_up(this_turn(sum));
-    Py_RETURN_TRUE;
 }
 
-/* Brings x, for a sum that is taken later. */
-static PyObject *bring_it(PyObject *module, PyObject *address) {
-    bring(PyLong_AsVoidPtr(address));
-    Py_RETURN_NONE;
+/* As far as it comes if nobody is waited for longer; whether it is done. */
+static int go_on(struct sum_through_slots *sum, int patience) {
+    while (come_within(patience, &sum->host, compared(sum))) {
+        if (sum->met + 1 < sum->meetings) {
+            int64_t a = chunk(sum, sum->host.rank), b = chunk(sum, sum->host.rank + 1);
+            add(sum, a, b);
+            give(sum, a, b);
+            come(&sum->host, 0);
+            sum->met++;
+            continue;
+        }
+        if (sum->meetings == 1) add(sum, 0, block_size(sum));
+        else take(sum);
+        sum->at += block_size(sum);
+        sum->met = 0;
+        if (sum->at == sum->size) return 1;
+        bring(sum);
+    }
+    return 0;
 }
 
-/* Takes the sum, when all have come. */
-static PyObject *take_it(PyObject *module, PyObject *address) {
-    add_up(this_turn(PyLong_AsVoidPtr(address)));
-    Py_RETURN_NONE;
+/* The same from the beginning, or from where it is. Of a short sum other threads notice nothing. */
+static PyObject *going(struct sum_through_slots *sum, int anew, int patience) {
+    int is_short = sum->size * sum->itemsize <= SHORT_BYTES, done = 0;
+    if (is_short) {
+        if (anew) begin(sum);
+        done = go_on(sum, BRIEFLY);
+    }
+    if (!done && (!is_short || patience > BRIEFLY)) {
+        Py_BEGIN_ALLOW_THREADS
+        if (anew && !is_short) begin(sum);
+        done = go_on(sum, patience);
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(done);
 }
 
-/* Sums in place, as far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
-static PyObject *sum_in_place_at_once(PyObject *module, PyObject *address) {
+/* The whole of it if the others come soon, at each meeting; whether they have. */
+static PyObject *sum_through_slots(PyObject *module, PyObject *address) {
+    return going(PyLong_AsVoidPtr(address), 1, PATIENCE);
+}
+
+/* Goes on with it, when all have come to the meeting that it waits for; whether it is done. */
+static PyObject *go_on_through_slots(PyObject *module, PyObject *address) {
+    return going(PyLong_AsVoidPtr(address), 0, PATIENCE);
+}
+
+/* The same, for who has other things to do than wait: from the beginning, and from where it is. */
+static PyObject *begin_through_slots(PyObject *module, PyObject *address) {
+    return going(PyLong_AsVoidPtr(address), 1, BRIEFLY);
+}
+
+static PyObject *poll_through_slots(PyObject *module, PyObject *address) {
+    return going(PyLong_AsVoidPtr(address), 0, BRIEFLY);
+}
+
+/* In place. */
+
+/* As far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
+static PyObject *sum_in_place(PyObject *module, PyObject *address) {
     const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
     come(&sum->host, sum->call);
     if (!have_come(&sum->host, sum->call)) return PyLong_FromLong(0);
@@ -148,10 +253,11 @@ static PyObject *add_chunk(PyObject *module, PyObject *address) {
 }
 
 static PyMethodDef functions[] = {
-    {"sum_at_once", sum_at_once, METH_O, NULL},
-    {"bring", bring_it, METH_O, NULL},
-    {"take", take_it, METH_O, NULL},
-    {"sum_in_place_at_once", sum_in_place_at_once, METH_O, NULL},
+    {"sum_through_slots", sum_through_slots, METH_O, NULL},
+    {"go_on_through_slots", go_on_through_slots, METH_O, NULL},
+    {"begin_through_slots", begin_through_slots, METH_O, NULL},
+    {"poll_through_slots", poll_through_slots, METH_O, NULL},
+    {"sum_in_place", sum_in_place, METH_O, NULL},
     {"add_chunk", add_chunk, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -21,10 +21,10 @@ from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.device.transport import Transport
 from mpipar.comm.host import Host
 from mpipar.comm.memory import Memory
+from mpipar.comm.one_call import SumThroughSlots, can_sum_through_slots, plan_sum_in_place
 from mpipar.comm.p2p import Wire, chunk_bounds
 from mpipar.comm.prepared import Operation, Prepared
 from mpipar.comm.select import AllReduce, select
-from mpipar.comm.small import plan_small_sum, plan_small_sum_in_place
 from mpipar.comm.topology import Topology
 from mpipar.errors import MessageError
 
@@ -39,10 +39,19 @@ class Operations:
         memory: What they share there.
         wants: Which all-reduce the user's environment asks for.
         transport: What carries arrays on GPUs.
+        compiled: Whether sums on a host can be one compiled call, on all of them.
     """
 
     def __init__(
-        self, rank: int, size: int, topology: Topology, memory: Memory, wants: AllReduce, transport: Transport
+        self,
+        rank: int,
+        size: int,
+        topology: Topology,
+        memory: Memory,
+        wants: AllReduce,
+        transport: Transport,
+        *,
+        compiled: bool,
     ):
         self._rank = rank
         self._size = size
@@ -50,6 +59,7 @@ class Operations:
         self._memory = memory
         self._wants = wants
         self._transport = transport
+        self._compiled = compiled
         self.prepared = Prepared()
 
     def forget(self) -> None:
@@ -161,18 +171,20 @@ class Operations:
                 return on_gpu
         column, place = self._memory.locate(x)
         host = self._memory.host if isinstance(self._memory.host, Host) else None
-        chosen = self._select(algorithm, x, column, op)
+        in_one_call = host is not None and self._compiled and can_sum_through_slots(host, x, op)
+        chosen = self._select(algorithm, x, column, op, in_one_call=in_one_call)
         call = Call(f"all_reduce({op})", x.dtype, x.size, _where(x))
         there = replace(call, detail=place)  # in an arena
         if chosen == "shared":
             assert host is not None
-            small = plan_small_sum(host, x, op, call) if shared.takes_one_meeting(host, x) else None
-            if column is not None and shared.pays_in_place(host, x, compiled=small is not None):
-                small, call = plan_small_sum_in_place(host, column, op, there), there
-                begin = shared.all_reduce(host, column, op, call) if small is None else small.whole
-            else:
-                begin = shared.all_reduce_through_slots(host, x, op, call) if small is None else small.whole
-            return Operation(call, begin=begin, small=small)
+            if column is not None and shared.pays_in_place(host, x, compiled=in_one_call):
+                in_place = plan_sum_in_place(host, column, op, there)
+                begin = in_place.whole if in_place else shared.all_reduce(host, column, op, there)
+                return Operation(there, begin=begin, one_call=in_place)
+            if in_one_call:
+                passed = SumThroughSlots(host, x, call)
+                return Operation(call, begin=passed.whole, one_call=passed if x.is_in_place else None)
+            return Operation(call, begin=shared.all_reduce_through_slots(host, x, op, call))
         if chosen == "hierarchical":
             assert column is not None
             return Operation(
@@ -182,7 +194,9 @@ class Operations:
             return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))
         return Operation(call, send=lambda wire: ring.all_reduce(self._by_host(wire), x, op))
 
-    def _select(self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op) -> AllReduce:
+    def _select(
+        self, algorithm: AllReduce, x: Buffer, column: list[Buffer] | None, op: Op, *, in_one_call: bool
+    ) -> AllReduce:
         """Which all-reduce, of those that can be used."""
         usable: set[AllReduce] = {"ring"}
         if self._memory.only_host is not None and not isinstance(x, OnGpu):
@@ -196,6 +210,7 @@ class Operations:
             usable,
             num_hosts=self._topology.num_hosts,
             in_arena=column is not None,
+            in_one_call=in_one_call,
             num_bytes=x.size * x.itemsize,
         )
 

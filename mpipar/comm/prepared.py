@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mpipar.comm.call import Call
+from mpipar.comm.one_call import OneCall
 from mpipar.comm.p2p import Wire
 from mpipar.comm.pending import Algorithm
-from mpipar.comm.small import Small
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +28,22 @@ class Operation:
         call: What was called.
         begin: The algorithm, if it sends no messages.
         send: The algorithm, given the wire of the collective, if it does.
-        small: The same as `begin`, for a rank that has nothing else under way and waits for it.
+        one_call: The same as `begin`, for a rank that has nothing else under way and waits for it.
         keeps: What lives as long as this does.
     """
 
     call: Call
     begin: Callable[[], Algorithm] | None = None
     send: Callable[[Wire], Algorithm] | None = None
-    small: Small | None = None
+    one_call: OneCall | None = None
     keeps: object = None
 
     def followed_by(self, last: Callable[[], Algorithm | None]) -> Operation:
         """The same, with something to do on this rank when the algorithm is through; it may have to wait for it."""
         begin, send = self.begin, self.send
         if begin is not None:
-            return replace(self, begin=lambda: _then(begin(), last), small=None)  # which knows nothing of what follows
+            # The one call knows nothing of what follows.
+            return replace(self, begin=lambda: _then(begin(), last), one_call=None)
         assert send is not None
         return replace(self, send=lambda wire: _then(send(wire), last))
 

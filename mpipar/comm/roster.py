@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast, get_args
 
-from mpipar.comm import select
+from mpipar.comm import one_call, select
 from mpipar.comm.device import transport
 from mpipar.comm.device.transport import Transport
 from mpipar.comm.environment import try_gpu_transfer
@@ -29,12 +29,14 @@ class Roster:
         hosts: By rank, a number for the host that it is on.
         wants: Which all-reduce the user's environment asks for.
         transport: What carries arrays on GPUs, as it asks for it.
+        compiled: Whether sums on a host can be one compiled call, on all ranks: else none takes them for large arrays.
     """
 
     origins: tuple[int, ...]
     hosts: tuple[int, ...]
     wants: AllReduce
     transport: Transport
+    compiled: bool
 
     @classmethod
     def take(cls, comm: MPI.Comm) -> Roster:
@@ -44,14 +46,14 @@ class Roster:
             ConfigError: Ranks were asked for different things, or for what this MPI cannot do.
         """
         local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-        mine = local.bcast(comm.rank), wish(select.VARIABLE), wish(transport.VARIABLE)
-        hosts, algorithms, transports = zip(*comm.allgather(mine), strict=True)
+        mine = local.bcast(comm.rank), wish(select.VARIABLE), wish(transport.VARIABLE), one_call.is_built()
+        hosts, algorithms, transports, compiled = zip(*comm.allgather(mine), strict=True)
         local.Free()
         algorithm = cast(AllReduce, agreed(select.VARIABLE, get_args(AllReduce), algorithms))
         carrier = cast(Transport, agreed(transport.VARIABLE, get_args(Transport), transports))
         if carrier == "mpi":
             _require_gpu_transfer(comm)
-        return cls(tuple(range(comm.size)), hosts, algorithm, carrier)
+        return cls(tuple(range(comm.size)), hosts, algorithm, carrier, all(compiled))
 
     def among(self, ranks: Sequence[int]) -> Roster:
         """Of a communicator whose rank i was rank `ranks[i]` in this one."""

@@ -15,7 +15,7 @@ import torch
 
 import mpipar
 from mpipar import compiled
-from mpipar.comm import Communicator, Grid, Mesh, small, usable_cores
+from mpipar.comm import Communicator, Grid, Mesh, one_call, usable_cores
 from mpipar.comm.environment import MpiFacts, mpi_facts
 from mpipar.processor import bf16_is_fast
 from mpipar.train.device import Seen
@@ -34,7 +34,7 @@ class RankFacts:
         mpi: Its MPI library.
         fast_bf16: Whether its processor multiplies bfloat16 in hardware.
         compiled_library: Whether what `compiled` lists is there.
-        compiled_sums: Whether small sums on a host are compiled.
+        compiled_sums: Whether sums on a host are one compiled call.
         shm_bytes: The free room in /dev/shm, and its size; None if there is none.
         sees_folder: Whether a file that rank 0 made in its working directory is there for this rank.
         devices: The GPUs that it sees.
@@ -93,7 +93,7 @@ def rank_facts(world: Communicator) -> RankFacts:
         mpi=mpi_facts(),
         fast_bf16=bf16_is_fast(),
         compiled_library=compiled.is_built(),
-        compiled_sums=small.is_built(),
+        compiled_sums=one_call.is_built(),
         shm_bytes=_shared_memory(),
         sees_folder=_sees_folder_of_root(world),
         devices=Seen.here(),

@@ -51,7 +51,7 @@ def judge(ranks: Sequence[RankFacts], folder: FolderFacts, gpu: GpuTransfer) -> 
     yield from judge_cores(ranks)
     yield judge_bf16(ranks)
     yield judge_compiled(ranks)
-    yield judge_small_sums(ranks)
+    yield judge_sums_on_a_host(ranks)
     yield from judge_devices(ranks)
     yield judge_gpu(gpu)
     yield from judge_folder(folder, [rank.host for rank in ranks if not rank.sees_folder])
@@ -145,14 +145,14 @@ def judge_compiled(ranks: Sequence[RankFacts]) -> Finding:
     )
 
 
-def judge_small_sums(ranks: Sequence[RankFacts]) -> Finding:
-    """How few numbers are summed between the ranks of a host."""
+def judge_sums_on_a_host(ranks: Sequence[RankFacts]) -> Finding:
+    """How the ranks of a host sum."""
     return _everywhere(
         (rank.host for rank in ranks if not rank.compiled_sums),
-        "small sums on a host are one call (comm/meeting.c)",
-        "small sums go step by step on {}: comm/meeting.c was not built",
+        "sums on a host are one call (comm/meeting.c)",
+        "sums on a host go step by step, and large ones in messages, on {}: comm/meeting.c was not built",
         "install a C compiler and Python's headers (python3-dev or python3-devel), and run make setup again: "
-        "a sum of few numbers takes a quarter of the time",
+        "a sum of few numbers takes a quarter of the time, one of large arrays in ordinary memory half to four fifths",
     )
 
 

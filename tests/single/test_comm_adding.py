@@ -103,7 +103,7 @@ def test_what_is_left_to_others() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         x = Buffer(torch.zeros(4, dtype=dtype))
         assert plan_addition([(x, 0)], [(x, 0)], 4) is None
-    many = [(Buffer(np.zeros(4)), 0)] * (adding._MOST_SOURCES + 1)
+    many = [(Buffer(np.zeros(4)), 0)] * (adding.MOST_SOURCES + 1)
     assert plan_addition(many[:1], many, 4) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -37,20 +38,36 @@ def test_a_call_is_two_words_and_back() -> None:
 
 
 def test_every_row_of_the_table_is_reached() -> None:
+    sets_of_usable: list[set[AllReduce]] = [
+        {"ring"},
+        {"ring", "mpi"},
+        {"ring", "mpi", "shared"},
+        {"ring", "mpi", "hierarchical"},
+    ]
     reached = set()
-    for hosts in (1, 2):
-        for in_arena in (False, True):
-            for num_bytes in (1, 1 << 20, 1 << 30):
-                for usable in ({"ring"}, {"ring", "mpi"}, {"ring", "mpi", "shared"}, {"ring", "mpi", "hierarchical"}):
-                    chosen = select("auto", usable, num_hosts=hosts, in_arena=in_arena, num_bytes=num_bytes)  # type: ignore[arg-type]
-                    assert chosen in usable
-                    reached.add(chosen)
+    for hosts, in_arena, in_one_call in product((1, 2), (False, True), (False, True)):
+        for num_bytes, usable in product((1, 1 << 20, 1 << 30), sets_of_usable):
+            chosen = select(
+                "auto", usable, num_hosts=hosts, in_arena=in_arena, in_one_call=in_one_call, num_bytes=num_bytes
+            )
+            assert chosen in usable
+            reached.add(chosen)
     assert reached == {case.algorithm for case in TABLE}
 
 
+def test_ordinary_memory_goes_through_slots_as_far_as_one_call_does_it() -> None:
+    def chosen(num_bytes: int, *, in_one_call: bool) -> AllReduce:
+        usable: set[AllReduce] = {"ring", "shared", "mpi"}
+        return select("auto", usable, num_hosts=1, in_arena=False, in_one_call=in_one_call, num_bytes=num_bytes)
+
+    assert chosen(1 << 30, in_one_call=True) == "shared"
+    assert chosen(1 << 30, in_one_call=False) == "ring"
+    assert chosen(1 << 20, in_one_call=False) == "shared"
+
+
 def test_what_is_asked_for_is_taken_where_it_can_be() -> None:
-    assert select("mpi", {"ring", "mpi"}, num_hosts=1, in_arena=False, num_bytes=1 << 30) == "mpi"
-    assert select("hierarchical", {"ring"}, num_hosts=1, in_arena=False, num_bytes=1) == "ring"
+    assert select("mpi", {"ring", "mpi"}, num_hosts=1, in_arena=False, in_one_call=False, num_bytes=1 << 30) == "mpi"
+    assert select("hierarchical", {"ring"}, num_hosts=1, in_arena=False, in_one_call=False, num_bytes=1) == "ring"
 
 
 def test_what_the_ranks_ask_for_must_be_one_algorithm() -> None:

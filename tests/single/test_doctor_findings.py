@@ -99,9 +99,9 @@ def test_without_a_compiler_sums_are_slower() -> None:
     assert mark == "note" and "rounded by torch on n2" in text and "C compiler" in text
 
 
-def test_without_headers_of_python_small_sums_take_longer() -> None:
+def test_without_headers_of_python_sums_on_a_host_take_longer() -> None:
     [(mark, text)] = worse_than_ok([RANK, replace(RANK, host="n2", compiled_sums=False)])
-    assert mark == "note" and "step by step on n2" in text and "python3-dev" in text
+    assert mark == "note" and "step by step" in text and "on n2" in text and "python3-dev" in text
 
 
 @pytest.mark.parametrize(
