@@ -71,7 +71,7 @@ class Row:
 class Overlap(SizeOptions):
     """Times an all-reduce of float32 with computation beside it: mpipar's, MPI_Iallreduce and gloo's.
 
-    Contestants: arena (in shared memory), ring, mpi, gloo.
+    Contestants: arena (in shared memory), private (in ordinary memory, by whatever mpipar chooses), ring, mpi, gloo.
     """
 
     min_bytes: int = 1 << 20
@@ -157,6 +157,7 @@ def _entrants(case: Case) -> Mapping[str, Entrant | str]:
 
     return {
         "arena": case.shared if isinstance(case.shared, str) else ours("in the arena", case.shared[0], "auto"),
+        "private": ours("in ordinary memory", x, "auto"),
         "ring": ours("ring", x, "ring"),
         "mpi": Entrant(
             mpi_peer.title("Iallreduce, with MPI_Test"),

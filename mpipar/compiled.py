@@ -6,7 +6,7 @@
     data/sketch.c      sketches of documents          data/dedup.py
 
 They are plain C, in one library that setup.py builds where it finds a compiler. Each has a counterpart that gives the
-same bits; without the library that one is used. comm/meeting.c, small sums on a host, is a module by itself.
+same bits; without the library that one is used. comm/meeting.c, sums on a host, is a module by itself.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ _KINDS = (
     ("float64", "float32"),
 )
 MOST_SOURCES = 16
-"""More streams than these no processor fetches ahead: a run at a time takes less time then. Small sums, which are in
-caches, do not ask."""
+"""More streams of memory than these no processor fetches ahead: a run at a time takes less time then."""
 
 
 class Description(ctypes.Structure):

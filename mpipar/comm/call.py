@@ -34,6 +34,8 @@ KINDS = (
 )
 ON_GPU = 1 << 62
 """In the detail: the array is on a GPU."""
+IN_MESSAGES = {"ring": 1 << 60, "mpi": 1 << 61}
+"""In the detail of an all-reduce: the algorithm, if it is one that sends messages."""
 
 _SIZE_BITS = 50
 _DTYPE_BITS = 5
@@ -51,8 +53,8 @@ class Call:
         kind: One of `KINDS`.
         dtype: Of its array.
         size: Elements of its array.
-        detail: What else must agree: that the array is on a GPU, where it lies in shared memory, the root of a
-            broadcast, a checksum of where shards begin and end.
+        detail: What else must agree: that the array is on a GPU, where it lies in shared memory, the algorithm of an
+            all-reduce, the root of a broadcast, a checksum of where shards begin and end.
     """
 
     kind: str
@@ -95,6 +97,11 @@ def mismatch(mine: Call, peer: int, theirs: Call) -> MessageError:
     if mine.word == theirs.word and (mine.detail ^ theirs.detail) & ON_GPU:
         where = "on a GPU" if theirs.detail & ON_GPU else "in the host's memory"
         return MessageError(f"the array of rank {peer} is {where}, this rank's is not: give all on GPUs, or none")
+    if mine.word == theirs.word and (mine.detail ^ theirs.detail) & sum(IN_MESSAGES.values()):
+        return MessageError(
+            f"rank {peer} reduces by another algorithm: give the same to all_reduce on all ranks, and arrays that are "
+            "all at one place of one arena, or none in it"
+        )
     if mine.word == theirs.word and mine.kind.startswith("all_reduce"):
         return MessageError(
             f"the array of rank {peer} lies elsewhere: give all at one place of one arena, or none in it"

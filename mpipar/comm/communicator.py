@@ -75,8 +75,9 @@ class Communicator:
         self._memory = Memory(
             comm, self.topology, self.all_gather_object, self._finish, transport, careful=can_survive()
         )
+        compiled = all(roster.compiled)
         self._operations = Operations(
-            self.rank, self.size, self.topology, self._memory, roster.wants, transport, compiled=roster.compiled
+            self.rank, self.size, self.topology, self._memory, roster.wants, transport, compiled=compiled
         )
         self._memory.open_host()
         self._sequence = 0  # what a user calls is numbered from 1
@@ -146,13 +147,19 @@ class Communicator:
             algorithm: One to use where it can be; "auto" is that of MPIPAR_ALLREDUCE, or of the table in `select`.
         """
         operation = self._operations.all_reduce(x, op, algorithm)
-        one_call = operation.one_call
-        if one_call is None or not self._lane.is_free:
+        one_call, lane = operation.one_call, self._lane
+        if one_call is None or lane.queue or lane.broken is not None:
             self._start(operation).wait()
             return x
         self._sequence += 1
-        if not one_call.at_once():
-            self._work(operation.call, one_call.rest()).wait()
+        try:
+            rest = None if one_call.at_once() else self._work(operation.call, one_call.rest())
+        except BaseException:  # an interrupt: nobody knows how far it is, and the next must not take this one's slots
+            call = f"{operation.call} #{self._sequence} on axis {self.name!r}"
+            lane.broken = MessageError(f"{call} was interrupted")
+            raise
+        if rest is not None:
+            rest.wait()
         return x
 
     def start_all_reduce(self, x: Any, op: Op = "sum", algorithm: AllReduce = "auto") -> Work:

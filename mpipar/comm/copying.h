@@ -1,8 +1,8 @@
 /* Copies that another core reads next, written past the caches into memory.
 
    What a core has just written lies in its caches, and another that reads it has it sent from there, line by line. Where
-   the two cores share a cache that takes somewhat longer than from memory; where they do not, five times as long. A copy
-   of a few KiB is there sooner through the caches. */
+   the two cores share a cache that can be faster than from memory, or half as fast; where they do not, it takes five
+   times as long. A copy of a few KiB is there sooner through the caches. Figures: docs/arena.md. */
 
 #ifndef MPIPAR_COPYING_H
 #define MPIPAR_COPYING_H

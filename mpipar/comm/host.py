@@ -100,7 +100,7 @@ class Host:
         """Whose turn it is of the two slots of a rank.
 
         The slot is this rank's to fill until it goes to the next meeting, and everybody's to read from then on, until
-        they go to the meeting after that.
+        they go to the meeting after that. Of what they do not read it can be filled later, before a second meeting.
         """
         self._own[_TURN] ^= 1
         return self._own[_TURN]

@@ -44,11 +44,6 @@ class Lane:
         return bool(self.queue or self.loose)
 
     @property
-    def is_free(self) -> bool:
-        """Whether a collective can begin at once."""
-        return not self.queue and self.broken is None
-
-    @property
     def needs_asking(self) -> bool:
         """Whether anything here comes about only if this process asks for it."""
         running = [*list(self.queue)[:1], *self.loose]

@@ -5,15 +5,17 @@
 
    Through slots, a block at a time, with one meeting:
 
-       bring     copy the block into a slot of this rank, write what it has come for, count the meeting
-       add       once all have come for the same: block = slot of rank 0 + slot of rank 1 + ...
+       bring     copy the block into a slot of this rank, count the meeting
+       add       once all have come: block = slot of rank 0 + slot of rank 1 + ..., its own read where it came from
 
    or with two:
 
-       bring     copy what others add up of the block: each rank has a chunk of it; count the meeting
-       add       once all have come: this rank's chunk = the sum over the slots, own one first; copy it into the slot,
-                 count a meeting
-       take      once all have: copy the other chunks out of the slots
+       bring     copy what others add up of the block, each rank a chunk of it; count the meeting
+       add       once all have come: this rank's chunk += the slots of the others; copy it into the slot, count a
+                 meeting
+       take      once all have: copy the other chunks out of their slots
+
+   To the first meeting of the first block a rank brings what it has come for, and it compares that with the others'.
 
    In place, with two:
 
@@ -21,7 +23,8 @@
        add       once all have come for the same: this rank's chunk of all arrays = the sum over them, own one first
        leave     count a meeting; once all have, the other chunks are sums too
 
-   Nobody waits here for long: who has not come after `PATIENCE` looks is waited for in Python, with a deadline.
+   Nobody waits here for long: who has not come after `PATIENCE` yields is waited for in Python, with a deadline. Nobody
+   stays long: after `BLOCKS_AT_ONCE` Python has its turn, for signals, and for what else is under way.
 
    This is a module, comm/one_call.py's: a call through ctypes takes as long as a small sum. */
 
@@ -50,6 +53,7 @@ typedef _Atomic uint64_t word;
 struct host {
     int64_t rank, num_ranks;
     word **lines;
+    int64_t spins; /* looks for a rank before the core is given to others */
 };
 struct sum_through_slots {
     struct host host;
@@ -66,9 +70,15 @@ struct sum_in_place {
     struct addition of_chunk; /* what this rank adds up of each rank's array; its own first */
 };
 
-enum { BRIEFLY = 50, PATIENCE = 400 }; /* looks */
+/* Of the structures and functions, as in comm/one_call.py: a module that was built for others is not used. */
+enum { VERSION = 3 };
 
-/* Other threads of this process wait as long as a sum takes that has no more bytes. */
+enum { LEAST_SPINS = 2, MOST_SPINS = 50 };
+enum { NO_PATIENCE = 0, PATIENCE = 400 }; /* looks, between which others have the core */
+enum { BLOCKS_AT_ONCE = 32 };             /* some milliseconds */
+
+/* A sum through slots that has no more bytes is over before another thread of this process would notice: it is made
+   with the interpreter held. */
 enum { SHORT_BYTES = 64 << 10 };
 
 static uint64_t load(word *place) { return atomic_load_explicit(place, memory_order_relaxed); }
@@ -86,16 +96,22 @@ static void come(const struct host *host, const uint64_t *call) {
     atomic_store_explicit(own + MEETINGS, meetings, memory_order_release);
 }
 
-/* Whether all come within so many looks, and for the same. */
-static int come_within(int patience, const struct host *host, const uint64_t *call) {
+/* Whether all come soon, and for the same. Where ranks share a core a neighbour does not come while this one spins: then
+   it spins less the next time. */
+static int come_within(int patience, struct host *host, const uint64_t *call) {
     uint64_t meetings = load(host->lines[host->rank] + MEETINGS);
     for (int64_t rank = 0; rank < host->num_ranks; rank++) {
         word *line = host->lines[rank];
-        for (int looks = 0; atomic_load_explicit(line + MEETINGS, memory_order_acquire) < meetings; looks++) {
-            if (looks >= patience) return 0;
-            if (looks < BRIEFLY) RELAX();
+        int64_t looks = 0, spins = host->spins;
+        int has_come;
+        while (!(has_come = atomic_load_explicit(line + MEETINGS, memory_order_acquire) >= meetings)) {
+            if (looks == spins + patience) break;
+            if (looks++ < spins) RELAX();
             else sched_yield();
         }
+        if (!has_come || looks > spins) host->spins = spins / 2 > LEAST_SPINS ? spins / 2 : LEAST_SPINS;
+        else if (spins < MOST_SPINS) host->spins++;
+        if (!has_come) return 0;
         word *theirs = line + CALLS + 2 * (meetings & 1);
         if (call && (load(theirs) != call[0] || load(theirs + 1) != call[1])) return 0;
     }
@@ -103,8 +119,8 @@ static int come_within(int patience, const struct host *host, const uint64_t *ca
 }
 
 /* The same; other threads of this process run while others have the core. */
-static int have_come(const struct host *host, const uint64_t *call) {
-    if (come_within(BRIEFLY, host, call)) return 1;
+static int have_come(struct host *host, const uint64_t *call) {
+    if (come_within(NO_PATIENCE, host, call)) return 1;
     int have;
     Py_BEGIN_ALLOW_THREADS
     have = come_within(PATIENCE, host, call);
@@ -120,7 +136,7 @@ static int64_t block_size(const struct sum_through_slots *sum) {
 }
 
 /* Where the chunk of a rank begins. */
-static int64_t chunk(const struct sum_through_slots *sum, int64_t rank) {
+static int64_t chunk_begin(const struct sum_through_slots *sum, int64_t rank) {
     return block_size(sum) * rank / sum->host.num_ranks;
 }
 
@@ -137,7 +153,7 @@ static void give(const struct sum_through_slots *sum, int64_t a, int64_t b) {
 
 static void add(const struct sum_through_slots *sum, int64_t a, int64_t b) {
     int64_t own = sum->host.rank, count = 0;
-    int own_first = sum->meetings == 2;
+    int own_first = sum->meetings == 2; /* the order of comm/shared.py */
     if (own_first) sum->sources[count++] = in_x(sum, a);
     for (int64_t rank = 0; rank < sum->host.num_ranks; rank++) {
         if (rank != own) sum->sources[count++] = in_slot(sum, rank, a);
@@ -150,7 +166,7 @@ static void add(const struct sum_through_slots *sum, int64_t a, int64_t b) {
 
 static void take(const struct sum_through_slots *sum) {
     for (int64_t rank = 0; rank < sum->host.num_ranks; rank++) {
-        int64_t a = chunk(sum, rank), b = chunk(sum, rank + 1);
+        int64_t a = chunk_begin(sum, rank), b = chunk_begin(sum, rank + 1);
         if (rank != sum->host.rank) memcpy(in_x(sum, a), in_slot(sum, rank, a), (b - a) * sum->itemsize);
     }
 }
@@ -166,8 +182,8 @@ static void bring(const struct sum_through_slots *sum) {
     if (sum->meetings == 1) {
         give(sum, 0, block_size(sum));
     } else {
-        give(sum, 0, chunk(sum, sum->host.rank));
-        give(sum, chunk(sum, sum->host.rank + 1), block_size(sum));
+        give(sum, 0, chunk_begin(sum, sum->host.rank));
+        give(sum, chunk_begin(sum, sum->host.rank + 1), block_size(sum));
     }
     come(&sum->host, compared(sum));
 }
@@ -179,9 +195,10 @@ static void begin(struct sum_through_slots *sum) {
 
 /* As far as it comes if nobody is waited for longer; whether it is done. */
 static int go_on(struct sum_through_slots *sum, int patience) {
-    while (come_within(patience, &sum->host, compared(sum))) {
+    int blocks = 0;
+    while (blocks < BLOCKS_AT_ONCE && come_within(patience, &sum->host, compared(sum))) {
         if (sum->met + 1 < sum->meetings) {
-            int64_t a = chunk(sum, sum->host.rank), b = chunk(sum, sum->host.rank + 1);
+            int64_t a = chunk_begin(sum, sum->host.rank), b = chunk_begin(sum, sum->host.rank + 1);
             add(sum, a, b);
             give(sum, a, b);
             come(&sum->host, 0);
@@ -194,18 +211,19 @@ static int go_on(struct sum_through_slots *sum, int patience) {
         sum->met = 0;
         if (sum->at == sum->size) return 1;
         bring(sum);
+        blocks++;
     }
     return 0;
 }
 
-/* The same from the beginning, or from where it is. Of a short sum other threads notice nothing. */
+/* The same from the beginning, or from where it is. */
 static PyObject *going(struct sum_through_slots *sum, int anew, int patience) {
     int is_short = sum->size * sum->itemsize <= SHORT_BYTES, done = 0;
     if (is_short) {
         if (anew) begin(sum);
-        done = go_on(sum, BRIEFLY);
+        done = go_on(sum, NO_PATIENCE);
     }
-    if (!done && (!is_short || patience > BRIEFLY)) {
+    if (!done && (!is_short || patience > NO_PATIENCE)) {
         Py_BEGIN_ALLOW_THREADS
         if (anew && !is_short) begin(sum);
         done = go_on(sum, patience);
@@ -226,18 +244,18 @@ static PyObject *go_on_through_slots(PyObject *module, PyObject *address) {
 
 /* The same, for who has other things to do than wait: from the beginning, and from where it is. */
 static PyObject *begin_through_slots(PyObject *module, PyObject *address) {
-    return going(PyLong_AsVoidPtr(address), 1, BRIEFLY);
+    return going(PyLong_AsVoidPtr(address), 1, NO_PATIENCE);
 }
 
 static PyObject *poll_through_slots(PyObject *module, PyObject *address) {
-    return going(PyLong_AsVoidPtr(address), 0, BRIEFLY);
+    return going(PyLong_AsVoidPtr(address), 0, NO_PATIENCE);
 }
 
 /* In place. */
 
 /* As far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
 static PyObject *sum_in_place(PyObject *module, PyObject *address) {
-    const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
+    struct sum_in_place *sum = PyLong_AsVoidPtr(address);
     come(&sum->host, sum->call);
     if (!have_come(&sum->host, sum->call)) return PyLong_FromLong(0);
     add_up(&sum->of_chunk);
@@ -262,4 +280,8 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef meeting = {PyModuleDef_HEAD_INIT, .m_name = "_meeting", .m_size = -1, .m_methods = functions};
-PyMODINIT_FUNC PyInit__meeting(void) { return PyModule_Create(&meeting); }
+PyMODINIT_FUNC PyInit__meeting(void) {
+    PyObject *module = PyModule_Create(&meeting);
+    if (module && PyModule_AddIntConstant(module, "VERSION", VERSION) < 0) Py_CLEAR(module);
+    return module;
+}

@@ -1,4 +1,5 @@
-"""Sums over the ranks of a host in one compiled call: its steps in Python would take longer than a small sum.
+"""Sums over the ranks of a host in one compiled call: steps of Python take as long as a small sum, or as copying a
+quarter of a block of a large one.
 
 `SumThroughSlots` is `shared.all_reduce_through_slots`, and `SumInPlace` is `shared.all_reduce` in the arena, to the
 word and to the bit; meeting.c has the protocol.
@@ -20,6 +21,7 @@ from mpipar.comm.p2p import chunk_bounds
 from mpipar.comm.pending import Algorithm, Pending
 from mpipar.comm.shared import takes_one_meeting
 
+_VERSION = 3  # of meeting.c
 # Above, adding up in place takes so long that the Python around it is not seen.
 _LARGEST_IN_PLACE_BYTES = 1 << 20
 
@@ -41,7 +43,7 @@ class OneCall(Protocol):
 
 
 class SumThroughSlots:
-    """Of an array in any memory.
+    """Of an array in any memory. To be done at once it must lie in place.
 
     Args:
         host: Where the ranks meet.
@@ -68,6 +70,7 @@ class SumThroughSlots:
         self._host = host
         self._call = call
         meeting, here = _compiled(), ctypes.addressof(self._state)
+        # Itself, and no method around it, which would take as long as the rest of a small sum.
         self.at_once: Callable[[], bool] = partial(meeting.sum_through_slots, here)
         self._go_on: Callable[[], bool] = partial(meeting.go_on_through_slots, here)
         self._begin: Callable[[], bool] = partial(meeting.begin_through_slots, here)
@@ -132,8 +135,8 @@ class SumInPlace:
 
 
 def can_sum_through_slots(host: Host, x: Buffer, op: Op) -> bool:
-    """Whether it is a sum for `SumThroughSlots`, which is the same on all ranks that call the same."""
-    few = host.size <= MOST_SOURCES or x.size * x.itemsize <= SLOT_BYTES
+    """Whether it is a sum for `SumThroughSlots`, where all ranks have that: then it is on all that call the same."""
+    few = host.size <= MOST_SOURCES or x.size * x.itemsize <= SLOT_BYTES  # what is small lies in caches
     return few and x.is_in_host_memory and _can(host, x, op)
 
 
@@ -148,16 +151,16 @@ def plan_sum_in_place(host: Host, column: Sequence[Buffer], op: Op, call: Call) 
     """
     x = column[0]
     small = x.size * x.itemsize <= _LARGEST_IN_PLACE_BYTES
-    return SumInPlace(host, column, call) if small and _can(host, x, op) else None
+    return SumInPlace(host, column, call) if small and is_built() and _can(host, x, op) else None
 
 
 def _can(host: Host, x: Buffer, op: Op) -> bool:
     """Whether meeting.c can add up what x is one of."""
-    return op == "sum" and can_add(x.dtype, x.dtype) and host.meets_at_flags and is_built()
+    return op == "sum" and can_add(x.dtype, x.dtype) and host.meets_at_flags
 
 
 def is_built() -> bool:
-    """Whether meeting.c was compiled."""
+    """Whether meeting.c was compiled, and no older one."""
     return _compiled() is not None
 
 
@@ -168,6 +171,7 @@ class _Host(ctypes.Structure):
         ("rank", ctypes.c_int64),
         ("num_ranks", ctypes.c_int64),
         ("lines", ctypes.POINTER(ctypes.c_void_p)),
+        ("spins", ctypes.c_int64),
     )
 
 
@@ -204,9 +208,10 @@ class _SumInPlace(ctypes.Structure):
 def _compiled() -> Any:
     """meeting.c, each of whose functions takes the address of a description; None if it was not built."""
     try:
-        return import_module("mpipar.comm._meeting")
+        module = import_module("mpipar.comm._meeting")
     except ImportError:
         return None
+    return module if getattr(module, "VERSION", None) == _VERSION else None
 
 
 def _describe(host: Host) -> _Host:

@@ -70,9 +70,13 @@ class Progress:
         if lane.broken is not None:
             raise MessageError(f"axis {lane.axis!r} cannot be used any more, its ranks are out of step: {lane.broken}")
         if not lane.queue:
-            work.advance()
+            try:
+                work.advance()
+            finally:  # also after an interrupt
+                if work.done:
+                    self._retired(work)
             if work.done:
-                return self._retired(work)
+                return work
         lane.queue.append(work)
         self._occupy(lane)
         return work

@@ -29,14 +29,14 @@ class Roster:
         hosts: By rank, a number for the host that it is on.
         wants: Which all-reduce the user's environment asks for.
         transport: What carries arrays on GPUs, as it asks for it.
-        compiled: Whether sums on a host can be one compiled call, on all ranks: else none takes them for large arrays.
+        compiled: By rank, whether it has meeting.c, for sums on a host in one call. Where one lacks it none has them.
     """
 
     origins: tuple[int, ...]
     hosts: tuple[int, ...]
     wants: AllReduce
     transport: Transport
-    compiled: bool
+    compiled: tuple[bool, ...]
 
     @classmethod
     def take(cls, comm: MPI.Comm) -> Roster:
@@ -53,12 +53,12 @@ class Roster:
         carrier = cast(Transport, agreed(transport.VARIABLE, get_args(Transport), transports))
         if carrier == "mpi":
             _require_gpu_transfer(comm)
-        return cls(tuple(range(comm.size)), hosts, algorithm, carrier, all(compiled))
+        return cls(tuple(range(comm.size)), hosts, algorithm, carrier, compiled)
 
     def among(self, ranks: Sequence[int]) -> Roster:
         """Of a communicator whose rank i was rank `ranks[i]` in this one."""
         origins, hosts = (tuple(numbers[r] for r in ranks) for numbers in (self.origins, self.hosts))
-        return replace(self, origins=origins, hosts=hosts)
+        return replace(self, origins=origins, hosts=hosts, compiled=tuple(self.compiled[r] for r in ranks))
 
 
 def _require_gpu_transfer(comm: MPI.Comm) -> None:

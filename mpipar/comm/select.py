@@ -23,7 +23,7 @@ class Case(NamedTuple):
         in_arena: Whether the array lies in memory that the ranks of a host share.
         largest_bytes: Up to which size of the array the row is meant.
         algorithm: What to use.
-        in_one_call: Whether it is meant for sums alone that one compiled call makes.
+        in_one_call: Whether it holds only for sums that one compiled call makes.
     """
 
     hosts: Literal["one", "several"]

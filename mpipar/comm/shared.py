@@ -11,9 +11,9 @@ chunk r over all segments and writes the sum into all of them, in one pass if th
 Each element is read n times and written n times, and passes through no buffer between: 2 n times the array's bytes of
 memory traffic on the host, over all ranks.
 
-Through slots, of which each rank has one, a block at a time, for an array elsewhere. Two ranks, or more with a small
-array, copy all of it there, and each adds up all slots after a single meeting. Else a rank copies there what others
-will add up; after the meeting it adds up its own chunk of them; and after a second it takes the others' sums.
+Through slots, a block at a time, for an array elsewhere. Two ranks, or more with a small array, copy all of it there,
+and each adds up all slots after a single meeting. Else a rank copies there what others will add up; after the meeting
+it adds up its own chunk of them; and after a second it takes the others' sums. `one_call` has the same compiled.
 
 All ranks get the same bits. Each function plans, and returns what begins the planned operation as often as it is
 called.

@@ -150,7 +150,7 @@ def judge_sums_on_a_host(ranks: Sequence[RankFacts]) -> Finding:
     return _everywhere(
         (rank.host for rank in ranks if not rank.compiled_sums),
         "sums on a host are one call (comm/meeting.c)",
-        "sums on a host go step by step, and large ones in messages, on {}: comm/meeting.c was not built",
+        "sums on a host go step by step, and of large ordinary arrays in messages, on {}: comm/meeting.c was not built",
         "install a C compiler and Python's headers (python3-dev or python3-devel), and run make setup again: "
         "a sum of few numbers takes a quarter of the time, one of large arrays in ordinary memory half to four fifths",
     )

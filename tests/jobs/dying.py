@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ def main(world: Communicator) -> None:
     arena = world.open_arena(4 * ELEMENTS)
     assert not isinstance(arena, str), arena
     shared = arena.allocate(ELEMENTS, torch.float32, torch.device("cpu"))
-    private, into = torch.ones(ELEMENTS), torch.empty(ELEMENTS)
+    private, into, large = torch.ones(ELEMENTS), torch.empty(ELEMENTS), torch.ones(16 * ELEMENTS)
     start: dict[str, Callable[[], Work]] = {
         "arena": lambda: world.start_all_reduce(shared),
         "slots": lambda: world.start_all_reduce(private, algorithm="shared"),
@@ -33,6 +34,13 @@ def main(world: Communicator) -> None:
         "all_to_all": lambda: world.start_all_to_all(private, into),
         "broadcast": lambda: world.start_broadcast(private),
     }
+    if collective == "blocking":  # one call after the other; the signal comes in one of them
+        world.all_reduce(large)
+        print("begun", flush=True)
+        if world.rank == victim:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        while True:
+            world.all_reduce(large)
     for _ in range(3):
         start[collective]().wait()
     print("begun", flush=True)

@@ -13,7 +13,17 @@ from tests.jobs.launch import ROOT, Job, descendants
 
 pytestmark = pytest.mark.timeout(120)
 
-COLLECTIVES = ["arena", "slots", "ring", "mpi", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
+COLLECTIVES = [
+    "arena",
+    "slots",
+    "blocking",
+    "ring",
+    "mpi",
+    "reduce_scatter",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+]
 DYING = str(ROOT / "tests" / "jobs" / "dying.py")
 ENDS_WITHIN_S = 10.0
 
