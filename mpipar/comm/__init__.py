@@ -41,8 +41,8 @@ mpi             the import of mpi4py
 """
 
 from mpipar.comm.communicator import Communicator
-from mpipar.comm.cores import cores_per_rank, usable_cores
-from mpipar.comm.environment import can_survive
+from mpipar.comm.cores import cores_per_rank
+from mpipar.comm.environment import can_survive, usable_cores
 from mpipar.comm.failure import attempt, part, start_watchdog, survivors
 from mpipar.comm.job import agreement, decide_on_root, run_job, terminal_device
 from mpipar.comm.lane import Work

@@ -42,8 +42,8 @@ class Buffer:
     """A flat, contiguous, typed view of one array.
 
     Args:
-        array: A torch tensor on the CPU or numpy array of any shape. One that is not contiguous, or whose elements are
-            not aligned, is copied here and copied back by `commit`.
+        array: A torch tensor on the CPU or numpy array of any shape. One that is not contiguous, or a numpy array
+            whose elements are not aligned, is copied here and copied back by `commit`.
         writable: Whether the operation writes into the array.
 
     Raises:
@@ -224,7 +224,7 @@ def _contiguous(array: Any, kind: str, writable: bool) -> Any:
     if not writable and not array.flags.writeable and array.dtype == np.float16:
         return array.flatten()  # torch, which adds float16, would warn of memory that it must not write
     if not array.flags.aligned:
-        return array.flatten()
+        return np.array(array).reshape(-1)
     return np.ascontiguousarray(array).reshape(-1)
 
 

@@ -34,8 +34,8 @@ KINDS = (
 )
 ON_GPU = 1 << 62
 """In the detail: the array is on a GPU."""
-IN_MESSAGES = {"ring": 1 << 60, "mpi": 1 << 61}
-"""In the detail of an all-reduce: the algorithm, if it is one that sends messages."""
+ALGORITHM_BITS = {"ring": 1 << 60, "mpi": 1 << 61}
+"""In the detail of an all-reduce: which algorithm, of those that send messages from rank to rank."""
 
 _SIZE_BITS = 50
 _DTYPE_BITS = 5
@@ -97,7 +97,7 @@ def mismatch(mine: Call, peer: int, theirs: Call) -> MessageError:
     if mine.word == theirs.word and (mine.detail ^ theirs.detail) & ON_GPU:
         where = "on a GPU" if theirs.detail & ON_GPU else "in the host's memory"
         return MessageError(f"the array of rank {peer} is {where}, this rank's is not: give all on GPUs, or none")
-    if mine.word == theirs.word and (mine.detail ^ theirs.detail) & sum(IN_MESSAGES.values()):
+    if mine.word == theirs.word and (mine.detail ^ theirs.detail) & sum(ALGORITHM_BITS.values()):
         return MessageError(
             f"rank {peer} reduces by another algorithm: give the same to all_reduce on all ranks, and arrays that are "
             "all at one place of one arena, or none in it"

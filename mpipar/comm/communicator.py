@@ -73,7 +73,13 @@ class Communicator:
         self._account = Account()
         transport = roster.transport
         self._memory = Memory(
-            comm, self.topology, self.all_gather_object, self._finish, transport, careful=can_survive()
+            comm,
+            self.topology,
+            self.all_gather_object,
+            self._finish,
+            transport,
+            careful=can_survive(),
+            crowded=roster.is_crowded(self.topology.neighbours(self.rank)),
         )
         compiled = all(roster.compiled)
         self._operations = Operations(
@@ -155,8 +161,9 @@ class Communicator:
         try:
             rest = None if one_call.at_once() else self._work(operation.call, one_call.rest())
         except BaseException:  # an interrupt: nobody knows how far it is, and the next must not take this one's slots
-            call = f"{operation.call} #{self._sequence} on axis {self.name!r}"
-            lane.broken = MessageError(f"{call} was interrupted")
+            if lane.broken is None:
+                call = f"{operation.call} #{self._sequence} on axis {self.name!r}"
+                lane.broken = MessageError(f"{call} was interrupted")
             raise
         if rest is not None:
             rest.wait()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from mpipar.comm.communicator import Communicator
+from mpipar.comm.environment import usable_cores
 
 
 def cores_per_rank(host: Communicator) -> int:
@@ -18,10 +17,3 @@ def cores_per_rank(host: Communicator) -> int:
     mine = usable_cores()
     shared = set().union(*host.all_gather_object(mine))
     return max(1, min(len(mine), len(shared) // host.size))
-
-
-def usable_cores() -> set[int]:
-    """On which this process may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))  # macOS binds no process

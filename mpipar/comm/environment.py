@@ -207,3 +207,10 @@ def environ_outside(environ: Mapping[str, str]) -> dict[str, str]:
     launcher = ("OMPI_COMM_", "OMPI_MCA_num_procs", "PMIX_", "PMI_", "PRTE_LAUNCHED", "HYDI_", "MPI_LOCAL")
     batch_system = ("SLURM_", "PBS_", "LSB_")
     return {name: value for name, value in environ.items() if not name.startswith(launcher + batch_system)}
+
+
+def usable_cores() -> set[int]:
+    """On which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))  # macOS binds no process

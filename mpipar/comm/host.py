@@ -34,6 +34,9 @@ _PAGE_BYTES = 4096
 HOST_BYTES = _PAGE_BYTES + 2 * SLOT_BYTES
 """Of the memory that they share, for each rank."""
 
+_SPINS = 50  # about a microsecond
+_SPINS_WHERE_CROWDED = 2  # a neighbour on the same core cannot come meanwhile
+
 _LINE_WORDS = 6
 _MEETINGS, _TURN = 0, 5  # and the calls between
 
@@ -46,12 +49,17 @@ class Host:
         rank: Which of them this process is, from 0.
         memory: What they share.
         wire: Between them, to meet in messages; None to meet at flags.
+        crowded: Whether there are fewer cores than ranks.
+
+    Attributes:
+        spins: How often a rank looks for another before it gives its core away, for what is compiled.
     """
 
-    def __init__(self, ranks: tuple[int, ...], rank: int, memory: Arena, wire: Wire | None):
+    def __init__(self, ranks: tuple[int, ...], rank: int, memory: Arena, wire: Wire | None, *, crowded: bool):
         self.ranks = ranks
         self.rank = rank
         self.size = len(ranks)
+        self.spins = _SPINS_WHERE_CROWDED if crowded else _SPINS
         self._memory = memory
         self._wire = wire
         self._lines = memory.words_at(0, _LINE_WORDS)
@@ -150,16 +158,17 @@ def _place(meetings: int) -> int:
     return 1 + 2 * (meetings & 1)
 
 
-def open_host(comm: MPI.Comm, memory: Arena, ranks: tuple[int, ...]) -> Host | str:
+def open_host(comm: MPI.Comm, memory: Arena, ranks: tuple[int, ...], *, crowded: bool) -> Host | str:
     """Where the ranks of a host meet, or why they cannot.
 
     Args:
         comm: The communicator.
         memory: What they share: `HOST_BYTES` of zeros.
         ranks: Their numbers in the communicator, ascending.
+        crowded: Whether there are fewer cores than ranks.
     """
     if len(ranks) == 1:
         return "there is one rank on the host"
     in_order = platform.machine() in ("x86_64", "AMD64")
     wire = None if in_order else Wire(comm, MEETING_TAG, Account(), ranks)
-    return Host(ranks, ranks.index(comm.rank), memory, wire)
+    return Host(ranks, ranks.index(comm.rank), memory, wire, crowded=crowded)

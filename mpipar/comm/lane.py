@@ -8,7 +8,7 @@ from typing import Protocol
 from mpipar.comm.mpi import MPI
 from mpipar.comm.pending import Algorithm, Message, Pending
 from mpipar.comm.roll_call import RollCall, explained
-from mpipar.errors import MessageError
+from mpipar.errors import DeadRankError, MessageError
 
 Channel = tuple[str, int] | None
 """What a send or receive is, with its peer, and its tag; None for what is neither."""
@@ -42,6 +42,12 @@ class Lane:
     @property
     def busy(self) -> bool:
         return bool(self.queue or self.loose)
+
+    def refusal(self) -> Exception:
+        """What collectives end with that have not begun when the ranks are out of step."""
+        if isinstance(self.broken, DeadRankError):
+            return self.broken
+        return MessageError(f"axis {self.axis!r} cannot be used any more, its ranks are out of step: {self.broken}")
 
     @property
     def needs_asking(self) -> bool:
@@ -155,6 +161,8 @@ class Work:
 
     def advance(self) -> bool:
         """Runs the algorithm up to what has not happened yet; whether anything moved."""
+        if self.done:  # ended by an interrupt, and not retired since
+            return True
         try:
             if self._pending is not None and not self._pending.through():
                 return False
@@ -172,10 +180,17 @@ class Work:
         except BaseException:  # an interrupt: who catches it must not take this for done
             self.error = MessageError(f"{self} on axis {self.lane.axis!r} was interrupted")
             self._pending, self.done = None, True
+            if self.is_collective:
+                self.lane.broken = self.error
             raise
         self._pending = None
         self.done = True
         return True
+
+    def fail(self, error: Exception) -> None:
+        """Ends it, begun or not."""
+        self.error = error
+        self._pending, self.done = None, True
 
     def explained(self, error: MPI.Exception) -> Exception:
         """The error of this operation if that is MPI's: it names who has died."""

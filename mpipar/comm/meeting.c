@@ -24,7 +24,7 @@
        leave     count a meeting; once all have, the other chunks are sums too
 
    Nobody waits here for long: who has not come after `PATIENCE` yields is waited for in Python, with a deadline. Nobody
-   stays long: after `BLOCKS_AT_ONCE` Python has its turn, for signals, and for what else is under way.
+   stays long: after `BLOCKS_AT_ONCE` it returns for once to Python, which looks for signals.
 
    This is a module, comm/one_call.py's: a call through ctypes takes as long as a small sum. */
 
@@ -73,7 +73,6 @@ struct sum_in_place {
 /* Of the structures and functions, as in comm/one_call.py: a module that was built for others is not used. */
 enum { VERSION = 3 };
 
-enum { LEAST_SPINS = 2, MOST_SPINS = 50 };
 enum { NO_PATIENCE = 0, PATIENCE = 400 }; /* looks, between which others have the core */
 enum { BLOCKS_AT_ONCE = 32 };             /* some milliseconds */
 
@@ -96,22 +95,16 @@ static void come(const struct host *host, const uint64_t *call) {
     atomic_store_explicit(own + MEETINGS, meetings, memory_order_release);
 }
 
-/* Whether all come soon, and for the same. Where ranks share a core a neighbour does not come while this one spins: then
-   it spins less the next time. */
-static int come_within(int patience, struct host *host, const uint64_t *call) {
+/* Whether all come soon, and for the same. */
+static int come_within(int patience, const struct host *host, const uint64_t *call) {
     uint64_t meetings = load(host->lines[host->rank] + MEETINGS);
     for (int64_t rank = 0; rank < host->num_ranks; rank++) {
         word *line = host->lines[rank];
-        int64_t looks = 0, spins = host->spins;
-        int has_come;
-        while (!(has_come = atomic_load_explicit(line + MEETINGS, memory_order_acquire) >= meetings)) {
-            if (looks == spins + patience) break;
-            if (looks++ < spins) RELAX();
+        for (int64_t looks = 0; atomic_load_explicit(line + MEETINGS, memory_order_acquire) < meetings; looks++) {
+            if (looks == host->spins + patience) return 0;
+            if (looks < host->spins) RELAX();
             else sched_yield();
         }
-        if (!has_come || looks > spins) host->spins = spins / 2 > LEAST_SPINS ? spins / 2 : LEAST_SPINS;
-        else if (spins < MOST_SPINS) host->spins++;
-        if (!has_come) return 0;
         word *theirs = line + CALLS + 2 * (meetings & 1);
         if (call && (load(theirs) != call[0] || load(theirs + 1) != call[1])) return 0;
     }
@@ -119,7 +112,7 @@ static int come_within(int patience, struct host *host, const uint64_t *call) {
 }
 
 /* The same; other threads of this process run while others have the core. */
-static int have_come(struct host *host, const uint64_t *call) {
+static int have_come(const struct host *host, const uint64_t *call) {
     if (come_within(NO_PATIENCE, host, call)) return 1;
     int have;
     Py_BEGIN_ALLOW_THREADS
@@ -193,7 +186,7 @@ static void begin(struct sum_through_slots *sum) {
     bring(sum);
 }
 
-/* As far as it comes if nobody is waited for longer; whether it is done. */
+/* As far as it comes if nobody is waited for longer, and some blocks at most; whether it is done. */
 static int go_on(struct sum_through_slots *sum, int patience) {
     int blocks = 0;
     while (blocks < BLOCKS_AT_ONCE && come_within(patience, &sum->host, compared(sum))) {
@@ -232,7 +225,7 @@ static PyObject *going(struct sum_through_slots *sum, int anew, int patience) {
     return PyBool_FromLong(done);
 }
 
-/* The whole of it if the others come soon, at each meeting; whether they have. */
+/* The whole of it, if the others come soon at each meeting, and it has not many blocks; whether it is done. */
 static PyObject *sum_through_slots(PyObject *module, PyObject *address) {
     return going(PyLong_AsVoidPtr(address), 1, PATIENCE);
 }
@@ -255,7 +248,7 @@ static PyObject *poll_through_slots(PyObject *module, PyObject *address) {
 
 /* As far as it comes without waiting long: 0, all are to come; 1, all are to leave; 2, it is done. */
 static PyObject *sum_in_place(PyObject *module, PyObject *address) {
-    struct sum_in_place *sum = PyLong_AsVoidPtr(address);
+    const struct sum_in_place *sum = PyLong_AsVoidPtr(address);
     come(&sum->host, sum->call);
     if (!have_come(&sum->host, sum->call)) return PyLong_FromLong(0);
     add_up(&sum->of_chunk);

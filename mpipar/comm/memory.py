@@ -32,6 +32,7 @@ class Memory:
         finish: Runs what this rank waits for alone, with a deadline too.
         transport: What carries arrays on GPUs.
         careful: Whether ranks may die and be survived.
+        crowded: Whether this host has fewer cores than ranks.
 
     Attributes:
         gpus: What can be done in the memory of GPUs that they share.
@@ -48,6 +49,7 @@ class Memory:
         transport: Transport,
         *,
         careful: bool,
+        crowded: bool,
     ):
         self.host: Host | str = "it is not known yet"
         self.only_host: Host | None = None
@@ -60,6 +62,7 @@ class Memory:
         self._arenas: list[Arena] = []
         self._transport = transport
         self._careful = careful
+        self._crowded = crowded
         self._gpu_arenas: list[tuple[int, DeviceArena]] = []
         self._opened = 0  # of them, so far
         self.gpus = GpuOperations(self._gpu_arenas, alone=comm.size == 1)
@@ -70,7 +73,10 @@ class Memory:
             self.host = "there is one rank on the host"
             return
         memory = open_arena(self._exchange_on_host, self._place, HOST_BYTES)
-        self.host = memory if isinstance(memory, str) else open_host(self._comm, memory, self._neighbours)
+        if isinstance(memory, str):
+            self.host = memory
+        else:
+            self.host = open_host(self._comm, memory, self._neighbours, crowded=self._crowded)
         if self._topology.num_hosts == 1 and isinstance(self.host, Host):
             self.only_host = self.gpus.host = self.host
 

@@ -30,7 +30,7 @@ class OneCall(Protocol):
     """A planned sum."""
 
     def at_once(self) -> bool:
-        """Does it if the others come within microseconds; whether they have. For a lane with nothing under way."""
+        """Does it if the others come within microseconds; whether it is done. For a lane with nothing under way."""
         ...
 
     def rest(self) -> Algorithm:
@@ -135,7 +135,7 @@ class SumInPlace:
 
 
 def can_sum_through_slots(host: Host, x: Buffer, op: Op) -> bool:
-    """Whether it is a sum for `SumThroughSlots`, where all ranks have that: then it is on all that call the same."""
+    """Whether `SumThroughSlots` makes it. Where all ranks have meeting.c, all that call the same come to the same."""
     few = host.size <= MOST_SOURCES or x.size * x.itemsize <= SLOT_BYTES  # what is small lies in caches
     return few and x.is_in_host_memory and _can(host, x, op)
 
@@ -215,4 +215,4 @@ def _compiled() -> Any:
 
 
 def _describe(host: Host) -> _Host:
-    return _Host(rank=host.rank, num_ranks=host.size, lines=pointers(host.addresses_of_lines()))
+    return _Host(rank=host.rank, num_ranks=host.size, lines=pointers(host.addresses_of_lines()), spins=host.spins)

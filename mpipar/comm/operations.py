@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpipar.comm import exchange, hierarchical, native, p2p, ring, shared
 from mpipar.comm.buffers import Buffer, Op
-from mpipar.comm.call import IN_MESSAGES, ON_GPU, Call, checksum
+from mpipar.comm.call import ALGORITHM_BITS, ON_GPU, Call, checksum
 from mpipar.comm.device import devices
 from mpipar.comm.device.on_gpu import OnGpu
 from mpipar.comm.device.transport import Transport
@@ -190,7 +190,7 @@ class Operations:
             return Operation(
                 there, send=lambda wire: hierarchical.all_reduce(wire, self._topology, host, column, op, there)
             )
-        call = replace(call, detail=call.detail | IN_MESSAGES[chosen])
+        call = replace(call, detail=call.detail | ALGORITHM_BITS[chosen])
         if chosen == "mpi":
             return Operation(call, send=lambda wire: native.all_reduce(wire, x, op))
         return Operation(call, send=lambda wire: ring.all_reduce(self._by_host(wire), x, op))

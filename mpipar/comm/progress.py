@@ -20,7 +20,7 @@ from mpipar.comm.lane import Lane, Work
 from mpipar.comm.mpi import MPI
 from mpipar.comm.roll_call import explained
 from mpipar.comm.watchdog import Pulse
-from mpipar.errors import DeadRankError, MessageError, StallError
+from mpipar.errors import StallError
 
 
 class Progress:
@@ -65,30 +65,22 @@ class Progress:
     def start(self, work: Work) -> Work:
         """Queues a collective behind those that its communicator has started before."""
         lane = work.lane
-        if isinstance(lane.broken, DeadRankError):
-            raise lane.broken
         if lane.broken is not None:
-            raise MessageError(f"axis {lane.axis!r} cannot be used any more, its ranks are out of step: {lane.broken}")
+            raise lane.refusal()
         if not lane.queue:
-            try:
-                work.advance()
-            finally:  # also after an interrupt
-                if work.done:
-                    self._retired(work)
-            if work.done:
-                return work
-        lane.queue.append(work)
-        self._occupy(lane)
+            self._begin(work)
+        if not work.done:
+            lane.queue.append(work)
+            self._occupy(lane)
         return work
 
     def start_now(self, work: Work) -> Work:
         """Starts a send or receive at once: it must not queue behind a receive that it may be the answer to."""
         if work.lane.head_of(work) is work:
-            work.advance()
-        if work.done:
-            return self._retired(work)
-        work.lane.loose.append(work)
-        self._occupy(work.lane)
+            self._begin(work)
+        if not work.done:
+            work.lane.loose.append(work)
+            self._occupy(work.lane)
         return work
 
     def poll(self) -> bool:
@@ -100,12 +92,12 @@ class Progress:
                 moved = True
                 if not queue[0].done:
                     break
-                self._retired(queue.popleft())
+                self._retire(queue.popleft())
             if lane.loose:
                 any_moved, done = lane.advance_loose()
                 moved |= any_moved
                 for work in done:
-                    self._retired(work)
+                    self._retire(work)
         if moved:
             self._busy = [lane for lane in self._busy if lane.busy]
         return moved
@@ -151,13 +143,28 @@ class Progress:
         if work.error is not None:
             raise work.error
 
-    def _retired(self, work: Work) -> Work:
-        """Forgets an operation that is done, but for one that failed: MPI may still write into its memory."""
-        if work.error is not None:
-            self._failed.append(work)
-            if work.is_collective:
-                work.lane.broken = work.error
-        return work
+    def _begin(self, work: Work) -> None:
+        """Advances an operation for the first time."""
+        try:
+            work.advance()
+        finally:  # also after an interrupt
+            if work.done:
+                self._retire(work)
+
+    def _retire(self, work: Work) -> None:
+        """Forgets an operation that is done, but for one that failed: MPI may still write into its memory.
+
+        With a collective that failed end those behind it: the others are not where this rank is.
+        """
+        if work.error is None:
+            return
+        self._failed.append(work)
+        if work.is_collective:
+            lane = work.lane
+            lane.broken = work.error
+            for waiting in lane.queue:
+                waiting.fail(lane.refusal())
+            lane.queue.clear()
 
     def _occupy(self, lane: Lane) -> None:
         if lane not in self._busy:
@@ -181,9 +188,8 @@ class Progress:
         if not lane.busy:
             return
         for work in (*lane.queue, *lane.loose):
-            work.error = work.explained(error)
-            work.done = True
-            self._retired(work)
+            work.fail(work.explained(error))
+            self._retire(work)
         lane.queue.clear()
         lane.loose.clear()
         self._busy = [lane for lane in self._busy if lane.busy]

@@ -13,7 +13,7 @@ from typing import cast, get_args
 from mpipar.comm import one_call, select
 from mpipar.comm.device import transport
 from mpipar.comm.device.transport import Transport
-from mpipar.comm.environment import try_gpu_transfer
+from mpipar.comm.environment import try_gpu_transfer, usable_cores
 from mpipar.comm.mpi import MPI
 from mpipar.comm.select import AllReduce
 from mpipar.comm.wishes import agreed, wish
@@ -29,7 +29,9 @@ class Roster:
         hosts: By rank, a number for the host that it is on.
         wants: Which all-reduce the user's environment asks for.
         transport: What carries arrays on GPUs, as it asks for it.
-        compiled: By rank, whether it has meeting.c, for sums on a host in one call. Where one lacks it none has them.
+        compiled: By rank, whether it has meeting.c, for sums on a host in one call. Where one lacks it, none passes
+            ordinary memory that way.
+        cores: By rank, the cores that it may use.
     """
 
     origins: tuple[int, ...]
@@ -37,6 +39,7 @@ class Roster:
     wants: AllReduce
     transport: Transport
     compiled: tuple[bool, ...]
+    cores: tuple[frozenset[int], ...]
 
     @classmethod
     def take(cls, comm: MPI.Comm) -> Roster:
@@ -46,19 +49,34 @@ class Roster:
             ConfigError: Ranks were asked for different things, or for what this MPI cannot do.
         """
         local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-        mine = local.bcast(comm.rank), wish(select.VARIABLE), wish(transport.VARIABLE), one_call.is_built()
-        hosts, algorithms, transports, compiled = zip(*comm.allgather(mine), strict=True)
+        mine = (
+            local.bcast(comm.rank),
+            wish(select.VARIABLE),
+            wish(transport.VARIABLE),
+            one_call.is_built(),
+            usable_cores(),
+        )
+        hosts, algorithms, transports, compiled, cores = zip(*comm.allgather(mine), strict=True)
         local.Free()
         algorithm = cast(AllReduce, agreed(select.VARIABLE, get_args(AllReduce), algorithms))
         carrier = cast(Transport, agreed(transport.VARIABLE, get_args(Transport), transports))
         if carrier == "mpi":
             _require_gpu_transfer(comm)
-        return cls(tuple(range(comm.size)), hosts, algorithm, carrier, compiled)
+        return cls(tuple(range(comm.size)), hosts, algorithm, carrier, compiled, tuple(map(frozenset, cores)))
 
     def among(self, ranks: Sequence[int]) -> Roster:
         """Of a communicator whose rank i was rank `ranks[i]` in this one."""
-        origins, hosts = (tuple(numbers[r] for r in ranks) for numbers in (self.origins, self.hosts))
-        return replace(self, origins=origins, hosts=hosts, compiled=tuple(self.compiled[r] for r in ranks))
+        return replace(
+            self,
+            origins=tuple(self.origins[r] for r in ranks),
+            hosts=tuple(self.hosts[r] for r in ranks),
+            compiled=tuple(self.compiled[r] for r in ranks),
+            cores=tuple(self.cores[r] for r in ranks),
+        )
+
+    def is_crowded(self, ranks: Sequence[int]) -> bool:
+        """Whether these ranks, which are on one host, have fewer cores than they are."""
+        return len(frozenset().union(*(self.cores[r] for r in ranks))) < len(ranks)
 
 
 def _require_gpu_transfer(comm: MPI.Comm) -> None:

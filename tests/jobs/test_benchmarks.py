@@ -96,7 +96,7 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
 def test_overlap_prints_tables_of_the_osu_benchmarks() -> None:
     outcome = ask("overlap", *["--min-bytes", "65536", "--max-bytes", "65536", "--rounds", "2", "--warmup", "1"]).ok()
     rows = [line.split() for line in outcome.lines if line.startswith("65536 ")]
-    assert len(rows) == 4
+    assert len(rows) == 5
     for _, overall, compute, alone, _, wrong in rows:
         assert min(float(overall), float(compute), float(alone)) > 0 and wrong == "0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import sys
 import threading
@@ -20,6 +21,7 @@ from mpipar.comm.arena import Arena
 from mpipar.comm.buffers import Buffer, Op
 from mpipar.comm.host import SLOT_BYTES
 from mpipar.comm.one_call import SumInPlace, SumThroughSlots, can_sum_through_slots, is_built
+from mpipar.comm.pending import Pending
 from mpipar.comm.select import AllReduce
 from mpipar.comm.sums import Step, run
 from mpipar.errors import MessageError
@@ -54,6 +56,9 @@ def needs_it(comm: Communicator) -> None:
     if comm.size == 1:
         pytest.skip("one rank has nobody to meet")
     if not is_built():
+        assert importlib.util.find_spec("mpipar.comm._meeting") is None, (
+            "meeting.c was built from an older one: run make"
+        )
         pytest.skip("meeting.c was not built: no C compiler, or no headers of Python")
 
 
@@ -212,6 +217,20 @@ def test_large_sums_that_are_moved_by_polls(comm: Communicator) -> None:
             assert (array == comm.size * (comm.size - 1) / 2 + comm.size * turn).all()
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+def test_more_blocks_than_are_done_in_one_go(comm: Communicator, blocking: bool) -> None:
+    """It goes back to Python now and then, also between the two meetings of a block, and goes on from there."""
+    x = torch.zeros(70 * SLOT_BYTES // 4 + 77)
+    ramp = torch.arange(len(x), dtype=torch.float32) % 1000
+    for turn in range(3):
+        x.copy_(ramp).add_(comm.rank + turn)
+        if blocking:
+            comm.all_reduce(x)
+        else:
+            comm.start_all_reduce(x).wait()
+        assert torch.equal(x, ramp * comm.size + comm.size * (comm.size - 1) / 2 + comm.size * turn)
+
+
 def test_the_same_array_started_again_before_it_is_done(comm: Communicator) -> None:
     """Both are one prepared sum: the second begins when the first is through."""
     x = torch.ones(LARGE)
@@ -235,7 +254,7 @@ def test_strides_on_some_ranks_alone(comm: Communicator, blocking: bool) -> None
 
 
 def test_other_threads_run_meanwhile(comm: Communicator) -> None:
-    """Not only in the waits: nobody here gives the interpreter to another thread but who has to."""
+    """Also within the compiled call: nobody here gives the interpreter to another thread but who has to."""
     x = torch.ones(2 << 20)
     one_call = comm._operations.all_reduce(x, "sum", "auto").one_call
     assert isinstance(one_call, SumThroughSlots)
@@ -247,23 +266,25 @@ def test_other_threads_run_meanwhile(comm: Communicator) -> None:
             counted += 1
             time.sleep(0.0001)
 
-    thread = threading.Thread(target=count)
+    thread = threading.Thread(target=count, daemon=True)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(100)
-    thread.start()
     during = 0
-    for _ in range(20):
-        comm.barrier()
-        before = counted
-        done = one_call.at_once()
-        during += counted - before
-        if not done:
-            for pending in one_call.rest():
-                while not pending.through():
-                    time.sleep(0)
-    stop.set()
+    sys.setswitchinterval(100)
+    try:
+        thread.start()
+        for _ in range(20):
+            comm.barrier()
+            before = counted
+            done = one_call.at_once()
+            during += counted - before
+            if not done:
+                for pending in one_call.rest():
+                    while not pending.through():
+                        time.sleep(0)
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
     thread.join()
-    sys.setswitchinterval(interval)
     assert during > 0
 
 
@@ -346,10 +367,47 @@ def test_an_interrupt_of_one_that_begins(comm: Communicator, monkeypatch: pytest
         lone.all_reduce(x)
 
 
+def test_an_interrupt_later_on(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the waits of a sum that was begun at once. What is behind it ends too, and does not take its slots."""
+    lone = comm.duplicate("lone")
+    x, y = torch.zeros(LARGE), torch.zeros(LARGE)
+    for array in (x, y):
+        lone.all_reduce(array)
+    one_call = lone._operations.all_reduce(x, "sum", "auto").one_call
+    assert isinstance(one_call, SumThroughSlots)
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(one_call, "_begin", lambda: False)  # as if nobody had come yet; and so nobody does
+    monkeypatch.setattr(SumThroughSlots, "_arrivals", lambda _: [Late()])
+    monkeypatch.setattr(one_call, "_poll", interrupted)
+    first, second = lone.start_all_reduce(x), lone.start_all_reduce(y)
+    with pytest.raises(KeyboardInterrupt):
+        first.wait()
+    with pytest.raises(MessageError, match=r"out of step.* was interrupted"):
+        lone.all_reduce(y)
+    with pytest.raises(MessageError, match=r"out of step.* was interrupted"):
+        second.wait()
+    with pytest.raises(MessageError, match="was interrupted"):
+        first.wait()
+
+
+class Late(Pending):
+    """It comes at the second look."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def through(self) -> bool:
+        self._looks += 1
+        return self._looks > 1
+
+
 @pytest.mark.parametrize("size", [5, LARGE])
 def test_elements_that_are_not_aligned(comm: Communicator, size: int) -> None:
     x = np.frombuffer(bytearray(4 * size + 1), np.float32, offset=1)
-    assert not x.flags.aligned
+    assert not x.flags.aligned and not Buffer(x).is_in_place and Buffer(x).values.flags.aligned
     x[:] = comm.rank
     comm.all_reduce(x)
     assert (x == comm.size * (comm.size - 1) / 2).all()

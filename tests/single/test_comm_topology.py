@@ -9,6 +9,7 @@ import pytest
 
 from mpipar.comm import wishes as wishes_module
 from mpipar.comm.call import KINDS, Call
+from mpipar.comm.roster import Roster
 from mpipar.comm.select import TABLE, VARIABLE, AllReduce, select
 from mpipar.comm.topology import Topology
 from mpipar.errors import ConfigError
@@ -63,6 +64,19 @@ def test_ordinary_memory_goes_through_slots_as_far_as_one_call_does_it() -> None
     assert chosen(1 << 30, in_one_call=True) == "shared"
     assert chosen(1 << 30, in_one_call=False) == "ring"
     assert chosen(1 << 20, in_one_call=False) == "shared"
+
+
+def test_a_host_is_crowded_if_its_ranks_are_more_than_their_cores() -> None:
+    def roster(*cores: set[int]) -> Roster:
+        n = len(cores)
+        return Roster(tuple(range(n)), (0,) * n, "auto", "auto", (True,) * n, tuple(map(frozenset, cores)))
+
+    assert not roster({0}, {1}).is_crowded([0, 1])  # bound by the launcher
+    assert not roster({0, 1}, {0, 1}).is_crowded([0, 1])
+    assert roster({0}, {0}).is_crowded([0, 1])
+    assert roster({0, 1}, {0, 1}, {0, 1}).is_crowded([0, 1, 2])
+    of_two = roster({0}, {0}, {1}).among([0, 2])
+    assert of_two.cores == ({0}, {1}) and not of_two.is_crowded([0, 1])
 
 
 def test_what_is_asked_for_is_taken_where_it_can_be() -> None:
