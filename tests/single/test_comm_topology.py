@@ -76,7 +76,7 @@ def test_a_host_is_crowded_if_its_ranks_are_more_than_their_cores() -> None:
     assert roster({0}, {0}).is_crowded([0, 1])
     assert roster({0, 1}, {0, 1}, {0, 1}).is_crowded([0, 1, 2])
     of_two = roster({0}, {0}, {1}).among([0, 2])
-    assert of_two.cores == ({0}, {1}) and not of_two.is_crowded([0, 1])
+    assert of_two.cores == (frozenset({0}), frozenset({1})) and not of_two.is_crowded([0, 1])
 
 
 def test_what_is_asked_for_is_taken_where_it_can_be() -> None:
