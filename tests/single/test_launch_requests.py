@@ -11,6 +11,8 @@ import pytest
 PROGRAM = """
 import os, signal, subprocess, sys
 ignored, sent = sys.argv[1], sys.argv[2].split(",")
+for name in ("SIGHUP", "SIGINT"):  # a job in the background, or under nohup, has them ignored
+    signal.signal(signal.Signals[name], signal.SIG_DFL)
 if ignored:
     signal.signal(signal.Signals[ignored], signal.SIG_IGN)
 from mpipar.launch.requests import Requests
